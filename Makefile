@@ -1,0 +1,51 @@
+# make demo | test | bench | lint: each makes .venv and installs first, and reuses both the next time.
+# SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in CMakeLists.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+INSTALLED := $(VENV)/.installed
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python -type f ! -name '*.pyc' ! -name '*.so')
+
+.PHONY: install demo test bench lint dev clean
+install: $(INSTALLED)
+
+# torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
+$(VENV)/.tools:
+	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(if $(SYSTEM_SITE),,$(BIN)/python -m pip install -q '$(TORCH)')
+	@$(BIN)/python -c 'import torch; v = tuple(map(int, torch.__version__.split(".")[:2])); \
+	  assert v >= (2, 11), f"clipsight needs torch 2.11 or newer, found {torch.__version__}"'
+	$(BIN)/python -m pip install -q numpy 'scikit-build-core>=0.10' 'pybind11>=2.13' 'cmake>=3.26' ninja
+	$(BIN)/python -c 'from importlib.util import find_spec; exit(find_spec("torchvision") is None)' \
+	  || $(BIN)/python -m pip install -q --no-deps torchvision==0.28.0 pillow
+	touch $@
+
+# A runtime that is already there (onnxruntime or onnxruntime-gpu) is kept.
+$(INSTALLED): $(VENV)/.tools $(SOURCES)
+	if $(BIN)/python -c 'import onnxruntime' 2>/dev/null; then also='onnx onnxscript .'; else also='.[onnx]'; fi; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,test,lint]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/clipsight demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# For work on the sources: the libraries next to the package, to be used with PYTHONPATH=python.
+dev: $(VENV)/.tools
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/dev -G Ninja -DSKBUILD_PROJECT_VERSION=0.1.0 -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --install build/dev --prefix python
+
+clean:
+	rm -rf $(VENV) build demo

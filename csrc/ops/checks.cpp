@@ -1,0 +1,159 @@
+#include "ops/checks.h"
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+namespace clipsight {
+
+std::string to_string(Dims dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.rank; ++i) text += (i ? ", " : "") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+const char* to_string(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::float16: return "float16";
+    case DType::bfloat16: return "bfloat16";
+    default: return "uint8";
+  }
+}
+
+void fail(const std::string& op, const std::string& argument, const std::string& rule, const std::string& got) {
+  throw std::invalid_argument(op + ": " + argument + " " + rule + ", got " + got);
+}
+
+namespace {
+
+bool product_fits(Dims dims) {
+  int64_t product = 1;
+  for (const int64_t n : dims) {
+    if (n != 0 && product > std::numeric_limits<int64_t>::max() / 8 / n) return false;
+    product *= n;
+  }
+  return true;
+}
+
+std::string quoted(const std::string& text) { return "\"" + text + "\""; }
+
+}  // namespace
+
+ReduceShape check_reduce(const char* op, Dims features, Dims weight) {
+  if (features.rank != 5) fail(op, "features", "must have shape [N, C, t, h, w]", to_string(features));
+  for (size_t axis = 1; axis < 5; ++axis) {
+    if (features[axis] < 1) fail(op, "features", "must have no empty axis but the batch", to_string(features));
+  }
+  const int64_t n = features[0], c = features[1];
+  const std::string rule = "must have shape [M, C] = [M, " + std::to_string(c) + "] or [N, M, C] = [" +
+                           std::to_string(n) + ", M, " + std::to_string(c) + "]";
+  const bool shared = weight.rank == 2 && weight[1] == c;
+  const bool own = weight.rank == 3 && weight[0] == n && weight[2] == c;
+  if (!shared && !own) fail(op, "weight", rule, to_string(weight));
+  const int64_t maps = weight[shared ? 0 : 1];
+  return {n, c, maps, {features[2], features[3], features[4]}, shared ? 0 : maps * c};
+}
+
+void check_features_dtype(const char* op, DType dtype) {
+  if (dtype == DType::uint8) fail(op, "features", "must be float32, float16 or bfloat16", to_string(dtype));
+}
+
+FeatureStrides feature_strides(Dims features, Dims strides) {
+  const int64_t c = features[1], s = features[2] * features[3] * features[4];
+  // Strides of axes of length 1 say nothing, so only the others are compared.
+  int64_t expected = 0, step = 0;
+  bool spatial = true;
+  for (int axis = 4; axis >= 2; --axis) {
+    if (features[axis] == 1) continue;
+    if (step == 0) step = expected = strides[axis];
+    spatial = spatial && strides[axis] == expected;
+    expected = strides[axis] * features[axis];
+  }
+  if (step == 0) step = 1;  // a single position
+  const int64_t stride_c = c == 1 ? 1 : strides[1], stride_n = features[0] <= 1 ? c * s : strides[0];
+  const bool direct = spatial && step > 0 && stride_c > 0 && stride_n >= 0 && (step == 1 || stride_c == 1);
+  if (!direct) return {c * s, s, 1, false};
+  return {stride_n, stride_c, step, true};
+}
+
+float check_threshold(const char* op, std::optional<double> threshold) {
+  if (!threshold) return -std::numeric_limits<float>::infinity();
+  if (std::isnan(*threshold)) fail(op, "threshold", "must be a number or None", "NaN");
+  return static_cast<float>(*threshold);
+}
+
+VolumeShape check_volume(const char* op, Dims volume) {
+  if (volume.rank < 3) fail(op, "volume", "must have shape [..., T, H, W]", to_string(volume));
+  const size_t lead = volume.rank - 3;
+  for (size_t axis = lead; axis < volume.rank; ++axis) {
+    if (volume[axis] < 1) fail(op, "volume", "must have T, H, W >= 1", to_string(volume));
+  }
+  int64_t volumes = 1;
+  for (size_t axis = 0; axis < lead; ++axis) volumes *= volume[axis];
+  return {volumes, {volume[lead], volume[lead + 1], volume[lead + 2]}};
+}
+
+Shape3 check_size(const char* op, Dims size) {
+  if (size.rank != 3 || size[0] < 1 || size[1] < 1 || size[2] < 1) {
+    fail(op, "size", "must be three lengths (T, H, W) >= 1", to_string(size));
+  }
+  if (!product_fits(size)) fail(op, "size", "must be a volume that 64 bits can address", to_string(size));
+  return {size[0], size[1], size[2]};
+}
+
+int check_order(const char* op, int64_t order) {
+  if (order != 1 && order != 3) fail(op, "order", "must be 1 or 3", std::to_string(order));
+  return static_cast<int>(order);
+}
+
+Padding check_padding(const char* op, const std::string& padding) {
+  if (padding == "replicate") return Padding::replicate;
+  if (padding == "zeros") return Padding::zeros;
+  fail(op, "padding", "must be \"replicate\" or \"zeros\"", quoted(padding));
+}
+
+Normalize check_normalize(const char* op, const std::string& normalize) {
+  if (normalize == "clip") return Normalize::clip;
+  if (normalize == "frame") return Normalize::frame;
+  if (normalize == "none") return Normalize::none;
+  fail(op, "normalize", "must be \"clip\", \"frame\" or \"none\"", quoted(normalize));
+}
+
+DType check_output_dtype(const char* op, const std::string& dtype, Normalize normalize) {
+  if (dtype == "float32") return DType::float32;
+  if (dtype == "float16") return DType::float16;
+  if (dtype != "uint8") fail(op, "dtype", "must be \"float32\", \"float16\" or \"uint8\"", quoted(dtype));
+  if (normalize == Normalize::none) {
+    fail(op, "dtype", "\"uint8\" needs normalize \"clip\" or \"frame\"", "normalize \"none\"");
+  }
+  return DType::uint8;
+}
+
+SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padding, const std::string& sign,
+                         const std::string& sigma_of, DType storage) {
+  if (!(n_sigma >= 0) || std::isinf(n_sigma)) {
+    fail(op, "n_sigma", "must be finite and not negative", std::to_string(n_sigma));
+  }
+  SelectiveRule rule{};
+  rule.n_sigma = static_cast<float>(n_sigma);
+  rule.padding = check_padding(op, padding);
+  if (sign == "abs") rule.sign = Sign::absolute;
+  else if (sign == "rising") rule.sign = Sign::rising;
+  else if (sign == "falling") rule.sign = Sign::falling;
+  else fail(op, "sign", "must be \"abs\", \"rising\" or \"falling\"", quoted(sign));
+  if (sigma_of == "signed") rule.sigma_of = SigmaOf::signed_;
+  else if (sigma_of == "abs") rule.sigma_of = SigmaOf::absolute;
+  else fail(op, "sigma_of", "must be \"signed\" or \"abs\"", quoted(sigma_of));
+  rule.noise_floor = noise_floor_of(storage);
+  return rule;
+}
+
+void check_out(const char* op, const char* name, Dims expected, Dims got, const std::string& expected_dtype,
+               const std::string& got_dtype, bool contiguous) {
+  if (to_string(expected) != to_string(got)) fail(op, name, "must have shape " + to_string(expected), to_string(got));
+  if (expected_dtype != got_dtype) fail(op, name, "must be " + expected_dtype, got_dtype);
+  if (!contiguous) fail(op, name, "must be contiguous", "another layout");
+}
+
+}  // namespace clipsight

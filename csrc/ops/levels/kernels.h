@@ -1,0 +1,109 @@
+// What a SIMD level offers to the drivers (ops/*_cpu.cpp): one table of functions, compiled once per level.
+// The functions work on plain pointers and a range; drivers own memory, threads and all float64 set-up.
+#pragma once
+
+#include <cstdint>
+
+#include "core/types.h"
+#include "ops/channel_reduce.h"
+#include "ops/saliency_tube.h"
+
+namespace clipsight {
+
+/// Positions [begin, end) of one sample's `count` (at most 4) maps, over channels [c_begin, c_end).
+struct ReduceTask {
+  const void* features;  // of this sample
+  int64_t stride_c, stride_s, c_begin, c_end, begin, end;
+  const float* weight;   // gated; row m at weight + m * weight_stride
+  int64_t weight_stride;
+  int count;
+  double* sums;          // [count][end - begin]; overwritten
+};
+
+/// A banded matrix: row i has the weights offset[i] .. offset[i+1], for the columns from first[i] on. The one for the
+/// w axis has rows of a whole vector of outputs, its weights packed [column][width].
+template <class T>
+struct Bands {
+  const int64_t* first;
+  const int64_t* offset;
+  const T* weight;
+};
+
+/// Three matrices that turn spline coefficients [in.t, in.h, pitch] into a volume [out.t, out.h, out.w].
+struct Resample {
+  Shape3 in, out;
+  int64_t pitch;  // in.w rounded up to whole vectors; the padding repeats the last column
+  Bands<double> t;
+  Bands<float> h, w;
+};
+
+/// One frame after the t and w stages, [in.h, out.w rounded up to whole vectors], and the output rows that are wanted.
+struct RowTask {
+  const Resample* resample;
+  const float* frame;
+  int64_t begin, end;
+};
+constexpr int kRowGroup = 8;  // rows that are written together
+
+struct WriteTask {
+  RowTask value;
+  Normaliser normaliser;
+  float floor, ceiling;     // 0 and 1, or infinite where the map stays raw
+  void* tube;               // of this frame: row r at r * out.w
+  // selective only:
+  RowTask derivative;
+  float threshold;
+  Sign sign;
+  void* motion;
+  double* sums;             // sum |R|, sum |R| mask; added to
+};
+
+/// One output row of the Sobel operator on a given volume, from the rows above, at and below it in the frames before
+/// and after it (the driver has applied the border rule to these).
+struct SobelTask {
+  const float* before[3];
+  const float* after[3];
+  int64_t width;
+  Padding padding;
+  float* scratch;  // width + 2
+  float* row;      // [width]: G
+};
+
+struct SelectTask {
+  const float* volume;      // a row of R
+  const float* derivative;  // of G
+  int64_t width;
+  float low, scale;         // (R - low) * scale comes first (the 2020 script's pre-scaling), else 0 and 1
+  float threshold;
+  Sign sign;
+  float* motion;
+  double* sums;             // sum |R|, sum |R| mask; added to
+};
+
+struct Kernels {
+  int width;
+  void (*reduce)(DType features, const ReduceTask& task);
+  /// `narrow` [in.h, pitch] is scratch.
+  void (*frame_coefficients)(const Resample& resample, int64_t frame, const double* coefficients, float* narrow,
+                             float* out);
+  /// Widens range = {low, high} by the rows; what cannot widen it is skipped.
+  void (*widen_range)(const RowTask& task, float* range);
+  void (*write)(DType output, bool selective, const WriteTask& task);
+  double (*sum_of_abs)(const RowTask& task);
+  void (*sobel_row)(const SobelTask& task);
+  /// Adds sum, sum of squares, sum of absolutes of the row to moments[0..2].
+  void (*row_moments)(const float* row, int64_t width, double* moments);
+  /// Widens range by the row; returns false where the row has a non-finite value.
+  bool (*row_range)(const float* row, int64_t width, float* range);
+  void (*select_row)(const SelectTask& task);
+};
+
+const Kernels& kernels(SimdLevel level);
+
+extern const Kernels kernels_baseline;
+#ifdef CLIPSIGHT_X86_LEVELS
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+}  // namespace clipsight

@@ -1,0 +1,167 @@
+#include "ops/resample_plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <mutex>
+#include <tuple>
+#include <utility>
+
+namespace clipsight {
+
+AxisMatrix::AxisMatrix(AxisOperator op, int order, int64_t n_in, int64_t n_out, Padding padding, bool moments)
+    : first(n_out), offset(n_out + 1, 0) {
+  weight.reserve(static_cast<size_t>(n_out) * 5);
+  if (moments) column_sums.assign(n_in, 0.0), gram.assign(n_in * n_in, 0.0);
+  std::vector<double> row(n_in, 0.0);
+  for (int64_t i = 0; i < n_out; ++i) {
+    // The taps of the outputs that take part; mirrored ones fall back between them.
+    const int64_t reach = op == AxisOperator::evaluate ? 0 : 1, support = order == 3 ? 1 : 0;
+    const int64_t earliest = std::max<int64_t>(0, i - reach), latest = std::min(n_out - 1, i + reach);
+    const auto cell = [&](int64_t k) { return static_cast<int64_t>(align_corners(k, n_in, n_out)); };
+    int64_t low = std::max<int64_t>(0, cell(earliest) - support);
+    const int64_t high = std::min(n_in - 1, std::max(cell(latest) + 1 + support, low + order));
+    low = std::max<int64_t>(0, std::min(low, high - order));  // order + 1 columns at the ends too: kernels unroll for it
+    std::fill(row.begin() + low, row.begin() + high + 1, 0.0);
+    add_axis_row(op, order, i, n_in, n_out, padding, row.data());
+    first[i] = low;
+    weight.insert(weight.end(), row.begin() + low, row.begin() + high + 1);
+    offset[i + 1] = static_cast<int64_t>(weight.size());
+    if (!moments) continue;
+    gram_band = std::max(gram_band, high - low);
+    for (int64_t j = low; j <= high; ++j) {
+      column_sums[j] += row[j];
+      for (int64_t k = low; k <= high; ++k) gram[j * n_in + k] += row[j] * row[k];
+    }
+  }
+}
+
+ResamplePlan::ResamplePlan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding, int width)
+    : in_(in), out_(out), pitch_((in.w + width - 1) / width * width), padding_(padding),
+      t_(kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::derive, order, in.t, out.t, padding,
+         kind == MapKind::derivative),
+      h_(kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::smooth, order, in.h, out.h, padding,
+         kind == MapKind::derivative),
+      w_(kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::smooth, order, in.w, out.w, padding,
+         kind == MapKind::derivative),
+      h_weight_(h_.weight.begin(), h_.weight.end()) {
+  w_offset_.push_back(0);
+  for (int64_t block = 0; block * width < out.w; ++block) {
+    const auto column = [&](int64_t lane) { return std::min(block * width + lane, out.w - 1); };
+    int64_t low = in.w, high = 0;
+    for (int64_t lane = 0; lane < width; ++lane) {
+      const int64_t i = column(lane);
+      low = std::min(low, w_.first[i]);
+      high = std::max(high, w_.first[i] + w_.offset[i + 1] - w_.offset[i]);
+    }
+    const size_t start = w_weight_.size();
+    w_weight_.resize(start + static_cast<size_t>((high - low) * width), 0.0f);
+    for (int64_t lane = 0; lane < width; ++lane) {
+      const int64_t i = column(lane);
+      for (int64_t k = w_.offset[i]; k < w_.offset[i + 1]; ++k) {
+        const int64_t j = w_.first[i] + k - w_.offset[i];
+        w_weight_[start + static_cast<size_t>((j - low) * width + lane)] = static_cast<float>(w_.weight[k]);
+      }
+    }
+    w_first_.push_back(low);
+    w_offset_.push_back(w_offset_.back() + high - low);
+  }
+}
+
+Resample ResamplePlan::view() const {
+  return {in_, out_, pitch_, {t_.first.data(), t_.offset.data(), t_.weight.data()},
+          {h_.first.data(), h_.offset.data(), h_weight_.data()},
+          {w_first_.data(), w_offset_.data(), w_weight_.data()}};
+}
+
+namespace {
+
+/// out[o, i, p] = sum_j gram[i, j] in[o, j, p]
+void apply_gram(const AxisMatrix& axis, int64_t n, int64_t outer, int64_t inner, const double* in, double* out) {
+  for (int64_t o = 0; o < outer; ++o, in += n * inner, out += n * inner) {
+    for (int64_t i = 0; i < n; ++i) {
+      double* to = out + i * inner;
+      std::fill(to, to + inner, 0.0);
+      const int64_t last = std::min(n - 1, i + axis.gram_band);
+      for (int64_t j = std::max<int64_t>(0, i - axis.gram_band); j <= last; ++j) {
+        const double g = axis.gram[i * n + j];
+        for (int64_t p = 0; p < inner; ++p) to[p] += g * in[j * inner + p];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+ResamplePlan::Moments ResamplePlan::moments(const double* coefficients) const {
+  const int64_t plane = in_.h * in_.w, count = in_.t * plane;
+  std::vector<double> c(count), a(count), b(count);
+  for (int64_t row = 0; row < in_.t * in_.h; ++row) {
+    std::copy_n(coefficients + row * pitch_, in_.w, c.data() + row * in_.w);
+  }
+  // With replicate borders the derivative does not see what is constant in time; without it the quadratic form does
+  // not cancel on maps that hardly change.
+  if (padding_ == Padding::replicate) {
+    for (int64_t i = count - 1; i >= 0; --i) c[i] -= c[i % plane];
+  }
+  apply_gram(t_, in_.t, 1, plane, c.data(), a.data());
+  apply_gram(h_, in_.h, in_.t, in_.w, a.data(), b.data());
+  apply_gram(w_, in_.w, in_.t * in_.h, 1, b.data(), a.data());
+  Moments result{0.0, 0.0};
+  for (int64_t t = 0, i = 0; t < in_.t; ++t) {
+    for (int64_t h = 0; h < in_.h; ++h) {
+      const double scale = t_.column_sums[t] * h_.column_sums[h];
+      for (int64_t w = 0; w < in_.w; ++w, ++i) {
+        result.sum += scale * w_.column_sums[w] * c[i];
+        result.sum_of_squares += c[i] * a[i];
+      }
+    }
+  }
+  return result;
+}
+
+std::shared_ptr<const ResamplePlan> resample_plan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding,
+                                                  int width) {
+  using Key = std::tuple<MapKind, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Padding, int>;
+  constexpr size_t kKept = 8;
+  static std::mutex mutex;
+  static std::deque<std::pair<Key, std::shared_ptr<const ResamplePlan>>> recent;
+  const Key key{kind, in.t, in.h, in.w, out.t, out.h, out.w, order, padding, width};
+  {
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (const auto& [known, plan] : recent) {
+      if (known == key) return plan;
+    }
+  }
+  auto plan = std::make_shared<const ResamplePlan>(kind, in, out, order, padding, width);
+  const std::lock_guard<std::mutex> lock(mutex);
+  recent.emplace_front(key, plan);
+  if (recent.size() > kKept) recent.pop_back();
+  return plan;
+}
+
+bool spline_coefficients(const float* map, Shape3 in, int64_t pitch, int order, bool relu, double* coefficients) {
+  for (int64_t row = 0; row < in.t * in.h; ++row) {
+    for (int64_t w = 0; w < in.w; ++w) {
+      const float x = map[row * in.w + w];
+      if (!std::isfinite(x)) return false;
+      coefficients[row * pitch + w] = relu && x < 0 ? 0.0 : x;
+    }
+  }
+  if (order == 3) {
+    const int64_t plane = in.h * pitch;
+    for (int64_t h = 0; h < in.h; ++h) {
+      for (int64_t w = 0; w < in.w; ++w) cubic_prefilter(coefficients + h * pitch + w, in.t, plane);
+    }
+    for (int64_t t = 0; t < in.t; ++t) {
+      for (int64_t w = 0; w < in.w; ++w) cubic_prefilter(coefficients + t * plane + w, in.h, pitch);
+    }
+    for (int64_t row = 0; row < in.t * in.h; ++row) cubic_prefilter(coefficients + row * pitch, in.w, 1);
+  }
+  for (int64_t row = 0; row < in.t * in.h; ++row) {
+    std::fill(coefficients + row * pitch + in.w, coefficients + (row + 1) * pitch, coefficients[row * pitch + in.w - 1]);
+  }
+  return true;
+}
+
+}  // namespace clipsight

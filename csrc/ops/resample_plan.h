@@ -1,0 +1,58 @@
+// Everything about a resampling that does not depend on the data: the banded matrices, and for the derivative the
+// column sums and Gram matrices from which its moments follow. Float64 throughout, then rounded once.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ops/levels/kernels.h"
+#include "ops/spline_basis.h"
+
+namespace clipsight {
+
+/// One banded matrix [n_out, n_in] and, on request, its column sums and Gram matrix (A^T A).
+struct AxisMatrix {
+  std::vector<int64_t> first, offset;
+  std::vector<double> weight;
+  std::vector<double> column_sums;  // [n_in]
+  std::vector<double> gram;         // [n_in, n_in]
+  int64_t gram_band = 0;            // |i - j| <= gram_band where gram is not zero
+
+  AxisMatrix(AxisOperator op, int order, int64_t n_in, int64_t n_out, Padding padding, bool moments);
+};
+
+enum class MapKind { value, derivative };
+
+/// Immutable once built, so threads and calls can share one.
+class ResamplePlan {
+ public:
+  ResamplePlan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding, int width);
+
+  Resample view() const;
+  int64_t coefficient_count() const { return in_.t * in_.h * pitch_; }
+
+  /// Sum and sum of squares over all outputs of the derivative, exactly from the coefficients.
+  struct Moments {
+    double sum, sum_of_squares;
+  };
+  Moments moments(const double* coefficients) const;
+
+ private:
+  Shape3 in_, out_;
+  int64_t pitch_;
+  Padding padding_;
+  AxisMatrix t_, h_, w_;
+  std::vector<float> h_weight_, w_weight_;
+  std::vector<int64_t> w_first_, w_offset_;  // of whole vectors of outputs
+};
+
+/// The plan for these sizes. The last few are kept: building one takes as long as a good part of the op itself, and a
+/// video network asks for the same one at every clip. Safe to call from any thread.
+std::shared_ptr<const ResamplePlan> resample_plan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding,
+                                                  int width);
+
+/// Spline coefficients [in.t, in.h, pitch] of one map in float64 (the padding repeats the last column); false, with the
+/// coefficients undefined, where the map has a non-finite value.
+bool spline_coefficients(const float* map, Shape3 in, int64_t pitch, int order, bool relu, double* coefficients);
+
+}  // namespace clipsight

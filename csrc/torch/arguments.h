@@ -1,0 +1,255 @@
+// The ops as torch sees them, for any device: check, allocate, forward.
+//
+// A Backend supplies the kernels. It is made from the first tensor of a call (device guard, stream) and has one method
+// per op that takes that op's Args struct. register.cpp and register_cuda.cpp each name one and call register_ops.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops/channel_reduce.h"
+#include "ops/checks.h"
+#include "ops/saliency_tube.h"
+#include "ops/selective_relevance.h"
+#include "ops/sobel_temporal.h"
+#include "ops/spline_upsample.h"
+#include "torch/stable_compat.h"
+
+namespace clipsight {
+
+inline Dims dims(IntHeaderOnlyArrayRef ref) { return {ref.data(), ref.size()}; }
+
+inline DType float_dtype(const char* op, const char* argument, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    default: fail(op, argument, "must be float32, float16 or bfloat16", name_of(tensor.scalar_type()));
+  }
+}
+
+inline ScalarType scalar_type(DType dtype) {
+  return dtype == DType::uint8 ? ScalarType::Byte : dtype == DType::float16 ? ScalarType::Half : ScalarType::Float;
+}
+
+inline void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
+  if (tensor.device() == like.device()) return;
+  fail(op, argument, "must be on the device of the first argument, " + name_of(like.device()), name_of(tensor.device()));
+}
+
+inline Tensor float32_contiguous(const Tensor& tensor) {
+  const bool is_float = tensor.scalar_type() == ScalarType::Float;
+  return torch::stable::contiguous(is_float ? tensor : torch::stable::to(tensor, ScalarType::Float));
+}
+
+inline Tensor empty_like_with(const Tensor& tensor, const std::vector<int64_t>& shape, ScalarType type) {
+  return torch::stable::new_empty(tensor, shape, type);
+}
+
+// ---- channel_reduce --------------------------------------------------------------------------------------------------
+
+/// features are read where they lie: contiguous, channels_last_3d, or a permuted view of [N, t, h, w, C]; only other
+/// layouts are copied.
+template <class Backend>
+Tensor reduce(const char* op, const Backend& backend, const Tensor& features, const Tensor& weight,
+              std::optional<double> threshold) {
+  const ReduceShape shape = check_reduce(op, dims(features.sizes()), dims(weight.sizes()));
+  const DType dtype = float_dtype(op, "features", features);
+  float_dtype(op, "weight", weight);
+  check_device(op, "weight", weight, features);
+  const float tau = check_threshold(op, threshold);
+  const FeatureStrides strides = feature_strides(dims(features.sizes()), dims(features.strides()));
+  const Tensor source = strides.direct ? features : torch::stable::contiguous(features);
+  const Tensor rows = float32_contiguous(weight);
+  const Shape3 grid = shape.grid;
+  Tensor cam = empty_like_with(features, {shape.batch, shape.maps, grid.t, grid.h, grid.w}, ScalarType::Float);
+  if (cam.numel() == 0) return cam;
+  backend.channel_reduce({source.const_data_ptr(), dtype, shape.batch, shape.channels, grid.voxels(), strides.n,
+                          strides.c, strides.s, rows.const_data_ptr<float>(), shape.weight_stride_n, shape.maps, tau,
+                          cam.mutable_data_ptr<float>()});
+  return cam;
+}
+
+template <class Backend>
+Tensor channel_reduce(const Tensor& features, const Tensor& weight, std::optional<double> threshold) {
+  return reduce("channel_reduce", Backend(features), features, weight, threshold);
+}
+
+// ---- volumes ---------------------------------------------------------------------------------------------------------
+
+/// A volume argument [..., T, H, W]: computed in float32, results go back to its own dtype.
+struct Volume {
+  Volume(const char* op, const Tensor& volume)
+      : dtype(float_dtype(op, "volume", volume)),
+        shape(check_volume(op, dims(volume.sizes()))),
+        type(volume.scalar_type()),
+        lead(volume.sizes().begin(), volume.sizes().end() - 3),
+        data(float32_contiguous(volume)) {}
+
+  Tensor empty(const Shape3& size) const {
+    std::vector<int64_t> full = lead;
+    full.insert(full.end(), {size.t, size.h, size.w});
+    return empty_like_with(data, full, ScalarType::Float);
+  }
+  Tensor result(const Tensor& tensor) const {
+    return type == ScalarType::Float ? tensor : torch::stable::to(tensor, type);
+  }
+
+  DType dtype;
+  VolumeShape shape;
+  ScalarType type;
+  std::vector<int64_t> lead;
+  Tensor data;
+};
+
+template <class Backend>
+Tensor spline_upsample(const Tensor& volume, IntHeaderOnlyArrayRef size, int64_t order) {
+  const char* op = "spline_upsample";
+  const Backend backend(volume);
+  const Volume in(op, volume);
+  const Shape3 out = check_size(op, dims(size));
+  const int degree = check_order(op, order);
+  Tensor output = in.empty(out);
+  if (output.numel() != 0) {
+    backend.spline_upsample({in.data.const_data_ptr<float>(), in.shape.volumes, in.shape.size, out, degree,
+                             output.mutable_data_ptr<float>()});
+  }
+  return in.result(output);
+}
+
+template <class Backend>
+Tensor sobel_temporal(const Tensor& volume, const std::string& padding) {
+  const char* op = "sobel_temporal";
+  const Backend backend(volume);
+  const Volume in(op, volume);
+  const Padding border = check_padding(op, padding);
+  Tensor output = in.empty(in.shape.size);
+  if (output.numel() != 0) {
+    backend.sobel_temporal({in.data.const_data_ptr<float>(), in.shape.volumes, in.shape.size, border,
+                            output.mutable_data_ptr<float>()});
+  }
+  return in.result(output);
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor> selective_relevance(const Tensor& volume, double n_sigma, const std::string& padding,
+                                               const std::string& sign, const std::string& sigma_of, bool prescale) {
+  const char* op = "selective_relevance";
+  const Backend backend(volume);
+  const Volume in(op, volume);
+  const SelectiveRule rule = check_rule(op, n_sigma, padding, sign, sigma_of, in.dtype);
+  Tensor motion = in.empty(in.shape.size);
+  Tensor share = empty_like_with(in.data, in.lead, ScalarType::Float);
+  if (motion.numel() != 0) {
+    backend.selective_relevance({in.data.const_data_ptr<float>(), in.shape.volumes, in.shape.size, rule, prescale,
+                                 motion.mutable_data_ptr<float>(), share.mutable_data_ptr<float>()});
+  }
+  return {in.result(motion), share};
+}
+
+// ---- the fused ops ---------------------------------------------------------------------------------------------------
+
+/// Everything the two tubes share but the output memory.
+struct TubeOptions {
+  const Tensor& features;
+  const Tensor& weight;
+  IntHeaderOnlyArrayRef size;
+  std::optional<double> threshold;
+  int64_t order;
+  bool relu;
+  const std::string& normalize;
+  const std::string& dtype;
+};
+
+/// Output memory: given by the caller (checked) or made here.
+struct Outputs {
+  const Tensor *tube, *motion, *share;  // null: make it
+};
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& options, const SelectiveRule* rule,
+                                        const Outputs& given) {
+  const Backend backend(options.features);
+  const Shape3 size = check_size(op, dims(options.size));
+  const int order = check_order(op, options.order);
+  const Normalize normalize = check_normalize(op, options.normalize);
+  const DType dtype = check_output_dtype(op, options.dtype, normalize);
+  const Tensor cam = reduce(op, backend, options.features, options.weight, options.threshold);
+  const auto shape = cam.sizes();
+  const Shape3 in{shape[2], shape[3], shape[4]};
+  const std::vector<int64_t> maps{shape[0], shape[1]}, full{shape[0], shape[1], size.t, size.h, size.w};
+
+  const auto output = [&](const char* name, const Tensor* out, const std::vector<int64_t>& expected, ScalarType type) {
+    if (out == nullptr) return empty_like_with(cam, expected, type);
+    check_device(op, name, *out, cam);
+    check_out(op, name, expected, dims(out->sizes()), name_of(type), name_of(out->scalar_type()), out->is_contiguous());
+    return *out;
+  };
+  Tensor tube = output(rule == nullptr ? "out" : "tube", given.tube, full, scalar_type(dtype));
+  SaliencyTubeArgs args{cam.numel() == 0 ? nullptr : cam.const_data_ptr<float>(), shape[0] * shape[1], in, size, order,
+                        options.relu, normalize, dtype, tube.mutable_data_ptr()};
+  if (rule == nullptr) {
+    if (tube.numel() != 0) backend.saliency_tube(args);
+    return {tube, Tensor(), Tensor()};
+  }
+  Tensor motion = output("motion", given.motion, full, scalar_type(dtype));
+  Tensor share = output("motion_share", given.share, maps, ScalarType::Float);
+  if (tube.numel() != 0) {
+    backend.selective_tube({args, *rule, motion.mutable_data_ptr(), share.mutable_data_ptr<float>()});
+  }
+  return {tube, motion, share};
+}
+
+template <class Backend>
+Tensor saliency_tube(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
+                     std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
+                     const std::string& dtype) {
+  const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
+  return std::get<0>(tube<Backend>("saliency_tube", options, nullptr, {}));
+}
+
+template <class Backend>
+void saliency_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
+                       std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
+                       const std::string& dtype, const Tensor& out) {
+  const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
+  tube<Backend>("saliency_tube", options, nullptr, {&out, nullptr, nullptr});
+}
+
+template <class Backend>
+std::tuple<Tensor, Tensor, Tensor> selective_tube(const Tensor& features, const Tensor& weight,
+                                                  IntHeaderOnlyArrayRef size, std::optional<double> threshold,
+                                                  int64_t order, bool relu, const std::string& normalize,
+                                                  const std::string& dtype, double n_sigma, const std::string& padding,
+                                                  const std::string& sign, const std::string& sigma_of) {
+  const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
+  const SelectiveRule rule = check_rule("selective_tube", n_sigma, padding, sign, sigma_of);
+  return tube<Backend>("selective_tube", options, &rule, {});
+}
+
+template <class Backend>
+void selective_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
+                        std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
+                        const std::string& dtype, double n_sigma, const std::string& padding, const std::string& sign,
+                        const std::string& sigma_of, const Tensor& tube_out, const Tensor& motion,
+                        const Tensor& motion_share) {
+  const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
+  const SelectiveRule rule = check_rule("selective_tube", n_sigma, padding, sign, sigma_of);
+  tube<Backend>("selective_tube", options, &rule, {&tube_out, &motion, &motion_share});
+}
+
+template <class Backend>
+void register_ops(torch::stable::detail::StableLibrary& m) {
+  m.impl("channel_reduce", TORCH_BOX(&channel_reduce<Backend>));
+  m.impl("spline_upsample", TORCH_BOX(&spline_upsample<Backend>));
+  m.impl("sobel_temporal", TORCH_BOX(&sobel_temporal<Backend>));
+  m.impl("selective_relevance", TORCH_BOX(&selective_relevance<Backend>));
+  m.impl("saliency_tube", TORCH_BOX(&saliency_tube<Backend>));
+  m.impl("saliency_tube.out", TORCH_BOX(&saliency_tube_out<Backend>));
+  m.impl("selective_tube", TORCH_BOX(&selective_tube<Backend>));
+  m.impl("selective_tube.out", TORCH_BOX(&selective_tube_out<Backend>));
+}
+
+}  // namespace clipsight

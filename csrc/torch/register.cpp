@@ -1,0 +1,55 @@
+// torch.ops.clipsight.*: the schemas, and the CPU kernels on torch's own thread pool.
+#include <algorithm>
+
+#include "core/simd_level.h"
+#include "torch/arguments.h"
+
+namespace clipsight {
+namespace {
+
+class TorchParallel final : public Parallel {
+ public:
+  void run(int64_t count, int64_t grain, Body body, void* context) const override {
+    torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1),
+                                [=](int64_t begin, int64_t end) { body(context, begin, end); });
+  }
+  int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+};
+
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+  void channel_reduce(const ChannelReduceArgs& args) const { channel_reduce_cpu(args, pool, level); }
+  void spline_upsample(const SplineUpsampleArgs& args) const { spline_upsample_cpu(args, pool, level); }
+  void sobel_temporal(const SobelTemporalArgs& args) const { sobel_temporal_cpu(args, pool, level); }
+  void selective_relevance(const SelectiveRelevanceArgs& args) const { selective_relevance_cpu(args, pool, level); }
+  void saliency_tube(const SaliencyTubeArgs& args) const { saliency_tube_cpu(args, pool, level); }
+  void selective_tube(const SelectiveTubeArgs& args) const { selective_tube_cpu(args, pool, level); }
+
+  TorchParallel pool;
+  SimdLevel level = best_simd_level();
+};
+
+#define CLIPSIGHT_TUBE \
+  "(Tensor features, Tensor weight, SymInt[] size, float? threshold=None, int order=3, bool relu=False, " \
+  "str normalize=\"clip\", str dtype=\"float32\""
+#define CLIPSIGHT_RULE \
+  "float n_sigma=2.0, str padding=\"replicate\", str sign=\"abs\", str sigma_of=\"signed\""
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(clipsight, m) {
+  m.def("channel_reduce(Tensor features, Tensor weight, float? threshold=None) -> Tensor");
+  m.def("spline_upsample(Tensor volume, SymInt[] size, int order=3) -> Tensor");
+  m.def("sobel_temporal(Tensor volume, str padding=\"replicate\") -> Tensor");
+  m.def("selective_relevance(Tensor volume, " CLIPSIGHT_RULE ", bool prescale=False)"
+        " -> (Tensor motion, Tensor motion_share)");
+  m.def("saliency_tube" CLIPSIGHT_TUBE ") -> Tensor");
+  m.def("saliency_tube.out" CLIPSIGHT_TUBE ", *, Tensor(a!) out) -> ()");
+  m.def("selective_tube" CLIPSIGHT_TUBE ", " CLIPSIGHT_RULE ") -> (Tensor tube, Tensor motion, Tensor motion_share)");
+  m.def("selective_tube.out" CLIPSIGHT_TUBE ", " CLIPSIGHT_RULE
+        ", *, Tensor(a!) tube, Tensor(b!) motion, Tensor(c!) motion_share) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(clipsight, CPU, m) { register_ops<Cpu>(m); }
+
+}  // namespace clipsight
