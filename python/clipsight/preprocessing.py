@@ -1,0 +1,57 @@
+"""How a network wants its frames: the one description that video reading, models and exported files share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From decoded RGB frames (uint8) to a clip `[N, 3, T, H, W]`.
+
+    Each frame is resized, centre-cropped, multiplied by `scale`, and normalised as `(x - mean) / std` per channel.
+
+    Args:
+        frames: clip length T, in sampled frames.
+        stride: source frames from one sampled frame to the next.
+        resize: short side in pixels, keeping the aspect ratio; or exact `(height, width)`; `None` leaves the size.
+        crop: `(height, width)` of the centre crop, in pixels; the network's H and W.
+        mean: per channel, in the network's channel order, after `scale`.
+        std: per channel, in the network's channel order, after `scale`.
+        channel_order: `"RGB"` or `"BGR"`.
+        scale: factor on the 0..255 pixel values.
+    """
+
+    frames: int = 16
+    stride: int = 1
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] = (112, 112)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: str = "RGB"
+    scale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        for name in ("resize", "crop", "mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        if self.frames < 1 or self.stride < 1:
+            raise ValueError(f"Preprocessing: frames and stride must be at least 1, got {self.frames}, {self.stride}")
+        if self.channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"Preprocessing: channel_order must be 'RGB' or 'BGR', got {self.channel_order!r}")
+        if any(s == 0 for s in self.std):
+            raise ValueError(f"Preprocessing: std must not be zero, got {self.std}")
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Clip size `(T, H, W)`."""
+        return (self.frames, *self.crop)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Preprocessing:
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in values.items() if k in known})
