@@ -1,0 +1,310 @@
+"""`explain`: a network that returns its logits and where it looked, in one forward pass."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from . import attach
+from .heads import Evidence, Head
+
+Size = tuple[int, int, int]
+
+
+def explain(
+    model: nn.Module,
+    methods: Head | Sequence[Head],
+    example: Tensor,
+    classes: str | int | Sequence[int] = "predicted",
+    *,
+    head: str | None = None,
+    features: str | None = None,
+) -> ExplainedModel:
+    """Makes a module that returns logits and one map per method; the model itself stays as it is.
+
+    Args:
+        model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
+            layer or 1x1x1 convolution; or an image classifier, which then sees every frame on its own.
+        methods: one head or several, such as `SaliencyTube()` and `SelectiveRelevance(of=SaliencyTube())`.
+        example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
+        classes: what is explained, for each sample of the batch by itself: `"predicted"`, a list of class indices,
+            `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
+        head: module path of the classifier, for a network with several (verb and noun).
+        features: module path of the layer to explain instead of the input of the global pooling.
+
+    Returns:
+        A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
+        `output_names`.
+
+    Raises:
+        AttachError: the network has no global pooling and linear head, or they must be named.
+        ValueError, TypeError: an argument does not fit.
+    """
+    return ExplainedModel(model, methods, example, classes, head=head, features=features)
+
+
+class ExplainedModel(nn.Module):
+    """What `explain` returns. It works at any clip size that the model takes; see `at` for a single size.
+
+    Attributes:
+        output_names: names of the tensors that `forward` returns, in order.
+        output_meanings: one line of text for each of them.
+        size: `(T, H, W)` of the example.
+        channels: of the clips; 3 for RGB.
+        num_classes: K.
+        maps: M, the number of explained classes; `None` where they are an input.
+        classes_input: whether `forward` takes the classes as a second argument.
+        temporal_resolution: number of frames t of the feature grid; a map cannot change faster.
+        model_name: the class name of the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Head | Sequence[Head],
+        example: Tensor,
+        classes: str | int | Sequence[int] = "predicted",
+        *,
+        head: str | None = None,
+        features: str | None = None,
+    ) -> None:
+        super().__init__()
+        _check_model(model)
+        self.methods = (methods,) if isinstance(methods, Head) else tuple(methods)
+        if not self.methods or not all(isinstance(m, Head) for m in self.methods):
+            raise TypeError(f"explain: methods must be a head or a list of heads, got {methods!r}")
+        _check_clip(example)
+        self.model_name = type(model).__name__
+        self.model = _frames_apart(model, example)
+        self.size: Size = tuple(example.shape[2:])
+        self.head, self.features = head, features
+        self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
+        self._graphs: dict[Size, GraphModule] = {}
+        self.channels = example.shape[1]
+        self._like = {"dtype": example.dtype, "device": example.device}
+
+        with torch.inference_mode():
+            logits, grid, weight = self._graph(self.size)(_pair(example))
+        if logits.dim() != 2:
+            raise attach.AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
+        self.num_classes = logits.shape[1]
+        self.feature_shape = tuple(_as_grid(grid, logits.shape[0]).shape[1:])
+        self.temporal_resolution = self.feature_shape[1]
+        self.classes = _Classes(classes, self.num_classes)
+        self.classes_input = self.classes.input
+        self.maps = self.classes.count
+        self.bound = tuple(m.bind(weight.detach().flatten(1).float()) for m in self.methods)
+        self.output_meanings = _outputs(self.methods)
+        self.output_names = tuple(self.output_meanings)
+        if self.temporal_resolution == 1 and self.size[0] > 1:
+            warnings.warn(
+                f"explain: the features of {self.model_name} have a single frame for a clip of {self.size[0]} frames, "
+                "so its maps are constant in time and nothing in them is motion; use a longer clip, or Grad-CAM on an "
+                "earlier layer",
+                stacklevel=3,
+            )
+
+    def forward(self, clip: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` where `classes="input"`) -> tensors by `output_names`."""
+        _check_clip(clip)
+        if clip.shape[1] != self.channels:
+            raise ValueError(f"explain: clip must have {self.channels} channels, got {list(clip.shape)}")
+        if classes is not None:
+            self.classes.check(classes, clip.shape[0])
+        return self.at(tuple(clip.shape[2:]))(clip, classes)
+
+    def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
+        """The explained model at one clip size: a module fit for tracing and export.
+
+        Args:
+            size: `(T, H, W)` of the clips.
+            plugin: use the fused kernels of `clipsight.ops`; `False` uses only ops of plain torch.
+        """
+        key = (tuple(size), plugin)
+        if key not in self._sized:
+            self._sized[key] = SizedExplanation(self._graph(key[0]), self.bound, self.classes, key[0], plugin)
+        return self._sized[key]
+
+    def plain_at(self, size: Size) -> nn.Module:
+        """The network alone, captured the same way: what the explained model's cost is compared with."""
+        return _LogitsOnly(self._graph(tuple(size)))
+
+    def describe(self) -> dict[str, Any]:
+        """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
+        return {
+            "methods": [m.describe() for m in self.methods],
+            "classes": self.classes.choice,
+            "head": self.head,
+            "features": self.features,
+            "feature_shape": list(self.feature_shape),
+            "temporal_resolution": self.temporal_resolution,
+            "num_classes": self.num_classes,
+        }
+
+    def _graph(self, size: Size) -> GraphModule:
+        if size not in self._graphs:
+            clip = torch.zeros(2, self.channels, *size, **self._like)
+            self._graphs[size] = attach.attach(attach.capture(self.model, clip), self.model, self.head, self.features)
+        return self._graphs[size]
+
+    def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
+        result = super()._apply(fn, recurse)
+        self._graphs.clear()
+        self._sized.clear()
+        probe = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        if probe is not None:
+            self._like = {"dtype": probe.dtype, "device": probe.device}
+        return result
+
+    def __deepcopy__(self, memo):
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_graphs", "_sized")}
+        copied.__dict__.update(copy.deepcopy(state, memo), _graphs={}, _sized={})
+        return copied
+
+
+class SizedExplanation(nn.Module):
+    """An explained model at one clip size: the captured network, the class choice and the heads."""
+
+    def __init__(
+        self, network: GraphModule, heads: Sequence[Head], classes: _Classes, size: Size, plugin: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.heads, self.classes, self.size = tuple(heads), classes, size
+        self.ops = importlib.import_module(".ops" if plugin else ".reference", __package__)
+
+    def forward(self, clip: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
+        logits, features, weight = self.network(clip)
+        evidence = Evidence(
+            features=_as_grid(features, clip.shape[0]),
+            rows=self.classes.rows(weight.flatten(1).float(), logits, classes),
+            size=self.size,
+            ops=self.ops,
+        )
+        # Heads that split a map leave the whole map behind for the others, so they go first.
+        order = sorted(range(len(self.heads)), key=lambda i: not hasattr(self.heads[i], "of"))
+        results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
+        return logits, *(tensor for i in range(len(self.heads)) for tensor in results[i])
+
+
+class _LogitsOnly(nn.Module):
+    def __init__(self, network: GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.network(clip)[0]
+
+
+class _Classes:
+    """Which classes are explained: the option as given, checked, and the choice of the classifier's rows."""
+
+    def __init__(self, choice: str | int | Sequence[int], num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.choice: str | list[int]
+        if isinstance(choice, str):
+            self.choice = choice
+            self.top = {"predicted": 1, "input": 0}.get(choice, -1)
+            if self.top < 0:
+                digits = choice.removeprefix("top")
+                if not (choice.startswith("top") and digits.isdigit() and 1 <= int(digits) <= num_classes):
+                    raise ValueError(
+                        f"explain: classes must be 'predicted', 'input', 'top1'..'top{num_classes}' or a list of class "
+                        f"indices, got {choice!r}"
+                    )
+                self.top = int(digits)
+        else:
+            self.choice = [int(choice)] if isinstance(choice, int) else [int(c) for c in choice]
+            self.top = 0
+            if not self.choice:
+                raise ValueError("explain: classes must name at least one class, got an empty list")
+            if not all(0 <= c < num_classes for c in self.choice):
+                raise ValueError(f"explain: classes must lie in 0..{num_classes - 1}, got {self.choice}")
+        self.input = self.choice == "input"
+        self.count = None if self.input else self.top or len(self.choice)
+
+    def check(self, classes: Tensor, batch: int) -> None:
+        if not self.input:
+            raise ValueError(f"explain: classes is no input here: the model was explained for classes={self.choice!r}")
+        if classes.dtype != torch.int64 or classes.dim() != 2 or classes.shape[0] != batch:
+            raise ValueError(
+                f"explain: classes must be an int64 tensor [N, M] with N = {batch}, got {classes.dtype} "
+                f"{list(classes.shape)}"
+            )
+        if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= self.num_classes):
+            raise ValueError(
+                f"explain: classes must lie in 0..{self.num_classes - 1}, "
+                f"got {int(classes.min())}..{int(classes.max())}"
+            )
+
+    def rows(self, weight: Tensor, logits: Tensor, classes: Tensor | None) -> Tensor:
+        """weight `[K, C]` -> `[N, M, C]`, or `[M, C]` where the classes are fixed."""
+        if isinstance(self.choice, list):
+            return weight[torch.tensor(self.choice, device=weight.device)]
+        if self.input:
+            if classes is None:
+                raise ValueError("explain: classes must be given: the model was explained with classes='input'")
+            return weight[classes]
+        if self.top == 1:
+            return weight[logits.argmax(1, keepdim=True)]
+        return weight[logits.topk(self.top, 1).indices]
+
+
+def _as_grid(features: Tensor, batch: int) -> Tensor:
+    """Features of a 2-D network `[N*T, C, h, w]` as `[N, C, T, h, w]`; those of a 3-D network as they are."""
+    if features.dim() == 5:
+        return features
+    return features.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _outputs(methods: Sequence[Head]) -> dict[str, str]:
+    outputs = {"logits": "class scores before any softmax [N, K]"}
+    for method in methods:
+        for name, meaning in method.outputs().items():
+            unique, copy_number = name, 2
+            while unique in outputs:
+                unique, copy_number = f"{name}_{copy_number}", copy_number + 1
+            outputs[unique] = meaning
+    return outputs
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(m.training for m in model.modules()):
+        raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
+
+
+def _check_clip(clip: Tensor) -> None:
+    if not isinstance(clip, Tensor):
+        raise TypeError(f"explain: clip must be a tensor [N, 3, T, H, W], got {type(clip).__name__}")
+    if clip.dim() != 5 or 0 in clip.shape[1:]:
+        raise ValueError(f"explain: clip must have shape [N, 3, T, H, W] with no empty axis, got {list(clip.shape)}")
+    if not clip.is_floating_point():
+        raise TypeError(f"explain: clip must hold floating-point values, got {clip.dtype}")
+
+
+def _pair(example: Tensor) -> Tensor:
+    return example[:1].expand(2, *example.shape[1:]) if example.shape[0] else example.new_zeros(2, *example.shape[1:])
+
+
+def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
+    kinds = {type(m) for m in model.modules()}
+    flat = any(issubclass(k, nn.Conv2d) for k in kinds) and not any(issubclass(k, nn.Conv3d) for k in kinds)
+    if not flat:
+        return model
+    try:
+        with torch.inference_mode():
+            model(_pair(example))
+        return model  # a 2-D network that takes clips and goes over the frames itself
+    except Exception:
+        return attach.FrameByFrame(model).eval()

@@ -1,0 +1,143 @@
+"""Saliency Tubes (Stergiou et al., ICIP 2019): the class-weighted sum of the last features, at the clip's size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import EXTRAS, Evidence, Head, check_choice
+
+
+@dataclass(frozen=True)
+class SaliencyTube(Head):
+    """Where in space and time the network looked for a class.
+
+    `cam = sum of W[class, c] * features[c]` over the channels with `W[class, c] >= threshold` (Eq. 1-2; raw weights,
+    bias left out), up-sampled to the clip by a cubic spline and min-max normalised.
+
+    Args:
+        threshold: tau of Eq. 1; `None` keeps every channel.
+        threshold_scale: `"raw"` compares tau with the weight itself, `"minmax"` with the weight min-max scaled over
+            the classifier's whole `[K, C]` matrix.
+        order: 3, cubic B-spline, or 1, trilinear; both align corners.
+        relu: drop negative evidence before the up-sampling.
+        normalize: min-max over the whole `"clip"`, over each `"frame"`, or `"none"` for the raw map.
+        channels: explain single features instead of their sum (Fig. 1b): channel indices, giving
+            `[N, len(channels), ...]`, or `"top3"`: the 3 channels that contribute most to each class, giving
+            `[N, M*3, ...]`, class by class. The maps are the activations themselves, re-scaled.
+        size: `"clip"`, `"features"` for the small un-normalised cam `[N, M, t, h, w]`, or `(T, H, W)`.
+        dtype: `"float32"`, `"float16"` or `"uint8"` (0..255) map.
+        extras: further small outputs: `"per_frame"` `[N, M, T]`, `"peak_box"` `[N, M, 6]`.
+
+    Raises:
+        ValueError: an option is outside its range; a channel or class does not exist.
+    """
+
+    threshold: float | None = None
+    threshold_scale: str = "raw"
+    order: int = 3
+    relu: bool = False
+    normalize: str = "clip"
+    channels: tuple[int, ...] | str | None = None
+    size: tuple[int, int, int] | str = "clip"
+    dtype: str = "float32"
+    extras: tuple[str, ...] = ()
+
+    name: ClassVar[str] = "saliency_tube"
+
+    def __post_init__(self) -> None:
+        for field in ("channels", "size", "extras"):
+            value = getattr(self, field)
+            if not isinstance(value, (str, tuple, type(None))):
+                object.__setattr__(self, field, tuple(value))
+        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        check_choice("SaliencyTube", "threshold_scale", self.threshold_scale, ("raw", "minmax"))
+        check_choice("SaliencyTube", "order", self.order, (1, 3))
+        check_choice("SaliencyTube", "normalize", self.normalize, ("clip", "frame", "none"))
+        check_choice("SaliencyTube", "dtype", self.dtype, ("float32", "float16", "uint8"))
+        for extra in self.extras:
+            check_choice("SaliencyTube", "extras", extra, tuple(EXTRAS))
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise ValueError(f"SaliencyTube: threshold must be a finite number or None, got {self.threshold}")
+        if self.dtype == "uint8" and self.normalize == "none":
+            raise ValueError("SaliencyTube: dtype 'uint8' needs a normalised map, got normalize='none'")
+        if isinstance(self.size, str):
+            check_choice("SaliencyTube", "size", self.size, ("clip", "features"))
+        elif len(self.size) != 3 or min(self.size) < 1:
+            raise ValueError(f"SaliencyTube: size must be (T, H, W), each at least 1, got {self.size}")
+        if isinstance(self.channels, str) and self._top() < 1:
+            raise ValueError(f"SaliencyTube: channels must be indices or 'topN', got {self.channels!r}")
+        if self.channels == ():
+            raise ValueError("SaliencyTube: channels must name at least one channel, got an empty list")
+
+    def _top(self) -> int:
+        digits = self.channels.removeprefix("top")
+        return int(digits) if self.channels.startswith("top") and digits.isdigit() else 0
+
+    def outputs(self) -> dict[str, str]:
+        what = "class" if self.channels is None else "feature"
+        unit = "raw cam of the {}" if self.size == "features" else "saliency of the {} at every voxel"
+        return {self.name: unit.format(what), **{f"{self.name}_{e}": EXTRAS[e][0] for e in self.extras}}
+
+    def bind(self, weight: Tensor) -> SaliencyTube:
+        channels = weight.shape[1]
+        if isinstance(self.channels, tuple) and not all(0 <= c < channels for c in self.channels):
+            raise ValueError(f"SaliencyTube: channels must lie in 0..{channels - 1}, got {list(self.channels)}")
+        if isinstance(self.channels, str) and self._top() > channels:
+            raise ValueError(f"SaliencyTube: channels='topN' must ask for at most {channels}, got {self.channels!r}")
+        if self.threshold is None or self.threshold_scale == "raw":
+            return self
+        low, high = weight.min().item(), weight.max().item()
+        return replace(self, threshold=low + self.threshold * (high - low), threshold_scale="raw")
+
+    def compute(self, evidence: Evidence) -> dict[str, Tensor]:
+        rows, threshold = self.rows(evidence), self.threshold if self.channels is None else None
+        small = self.size == "features"
+        results = {}
+        if small:
+            cam = evidence.ops.channel_reduce(evidence.features, rows, threshold)
+            results[self.name] = torch.relu(cam) if self.relu else cam
+        if not small or self.extras:
+            tube = self.tube(evidence)
+            results.setdefault(self.name, tube)
+            results |= {f"{self.name}_{e}": EXTRAS[e][1](tube) for e in self.extras}
+        return results
+
+    def tube(self, evidence: Evidence) -> Tensor:
+        """The normalised map at full size; computed once for all heads that use it."""
+        if self.key() not in evidence.computed:
+            evidence.computed[self.key()] = evidence.ops.saliency_tube(**self.arguments(evidence))
+        return evidence.computed[self.key()]
+
+    def key(self) -> SaliencyTube:
+        """Equal for heads with the same map: what else they put out does not matter."""
+        return replace(self, extras=(), size="clip" if self.size == "features" else self.size)
+
+    def arguments(self, evidence: Evidence) -> dict:
+        """The arguments of `ops.saliency_tube`; `ops.selective_tube` takes the same and more."""
+        return {
+            "features": evidence.features,
+            "weight": self.rows(evidence),
+            "size": evidence.size if isinstance(self.size, str) else self.size,
+            "threshold": self.threshold if self.channels is None else None,
+            "order": self.order,
+            "relu": self.relu,
+            "normalize": self.normalize,
+            "dtype": self.dtype,
+        }
+
+    def rows(self, evidence: Evidence) -> Tensor:
+        """The weights of each map: the classes' own, or one channel each."""
+        if self.channels is None:
+            return evidence.rows
+        index = torch.arange(evidence.rows.shape[-1], device=evidence.rows.device)
+        if isinstance(self.channels, tuple):
+            chosen = torch.tensor(self.channels, device=evidence.rows.device)
+            return (chosen.unsqueeze(-1) == index).to(evidence.rows.dtype)
+        contribution = evidence.features.float().mean((2, 3, 4)).unsqueeze(1) * evidence.rows
+        top = contribution.topk(self._top(), -1).indices.flatten(1)
+        return (top.unsqueeze(-1) == index).to(evidence.rows.dtype)
