@@ -1,0 +1,260 @@
+"""The manifest: what every exported file says about itself, as JSON inside the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .preprocessing import Preprocessing
+
+FORMAT_VERSION = 1
+METADATA_KEY = "clipsight"  # in an ONNX model's metadata_props
+EXTRA_FILE = "clipsight.json"  # among a TorchScript archive's extra files
+
+# A dimension is a number, or the name of one that the caller chooses: "N" (batch), "M" (classes), "T", "H", "W".
+Dim = int | str
+
+
+class LoadError(RuntimeError):
+    """A file is not what clipsight exported, is damaged, or needs something that this machine does not have."""
+
+
+@dataclass(frozen=True)
+class ClipInput:
+    """The video input. `sizes` are the clip sizes `(T, H, W)` that the file accepts; the batch size is free."""
+
+    sizes: tuple[tuple[int, int, int], ...]
+    dtype: str
+    channels: int = 3
+    name: str = "clip"
+    layout: str = "NCTHW"
+    batch: str = "dynamic"
+
+
+@dataclass(frozen=True)
+class ClassesInput:
+    """The second input of a file that was explained with `classes="input"`: indices in `0..num_classes-1`."""
+
+    num_classes: int
+    name: str = "classes"
+    shape: tuple[Dim, ...] = ("N", "M")
+    dtype: str = "int64"
+
+
+@dataclass(frozen=True)
+class Output:
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The native library whose ops the file calls, if any, and the first version of it that will do."""
+
+    required: bool
+    library: str = "clipsight_torch"
+    minimum_version: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an exported file takes, gives and was made from.
+
+    Attributes:
+        kind: `"torchscript"` or `"onnx"`.
+        model: name of the explained network.
+        input: the clip.
+        classes_input: the second input, or `None` where the file chooses the classes by itself.
+        outputs: in the order in which the file returns them.
+        methods: every method with all its options.
+        classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices, or `"input"`.
+        num_classes: K.
+        head, features: the classifier and the layer that were named by hand, if any.
+        feature_shape: `[C, t, h, w]` at the first size.
+        temporal_resolution: t; a map cannot change faster. 1: constant in time.
+        plugin: the native library that the file needs.
+        preprocessing: how the network wants its frames, or `None` where export was not told.
+        labels: name of each class, or `None`.
+        weights_digest: `"sha256:..."` over all named parameters and buffers.
+        built_with: versions of the packages that wrote the file.
+        self_check: what export measured when it compared the file with the eager model.
+    """
+
+    kind: str
+    model: str
+    input: ClipInput
+    classes_input: ClassesInput | None
+    outputs: tuple[Output, ...]
+    methods: list[dict[str, Any]]
+    classes: str | list[int]
+    num_classes: int
+    head: str | None
+    features: str | None
+    feature_shape: list[int]
+    temporal_resolution: int
+    plugin: Plugin
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...] | None
+    weights_digest: str
+    built_with: dict[str, str]
+    clipsight_version: str
+    self_check: dict[str, Any] | None = None
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(output.name for output in self.outputs)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int, int], ...]:
+        return self.input.sizes
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """The first of the sizes: that of the example which was explained."""
+        return self.input.sizes[0]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads what `to_json` wrote; fields that a later release added within the same format are passed over.
+
+        Raises:
+            LoadError: the text is no manifest, or one in a newer format.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+            if version > FORMAT_VERSION:
+                raise LoadError(
+                    f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {version} (written by "
+                    f"clipsight {values.get('clipsight_version', '?')}); upgrade clipsight to read this file"
+                )
+            values |= {
+                "input": _read(ClipInput, values["input"] | {"sizes": tuple(map(tuple, values["input"]["sizes"]))}),
+                "classes_input": values["classes_input"] and _read(ClassesInput, values["classes_input"]),
+                "outputs": tuple(_read(Output, output) for output in values["outputs"]),
+                "plugin": _read(Plugin, values["plugin"]),
+                "preprocessing": values["preprocessing"] and Preprocessing.from_dict(values["preprocessing"]),
+                "labels": values["labels"] and tuple(values["labels"]),
+            }
+            return _read(cls, values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LoadError(f"load: the manifest must be clipsight's JSON, got {text[:60]!r}: {error!r}") from error
+
+
+def _read(cls, values: dict):
+    known = {field.name for field in dataclasses.fields(cls)}
+    return cls(**{k: tuple(v) if k == "shape" else v for k, v in values.items() if k in known})
+
+
+def read_manifest(path: str | os.PathLike) -> Manifest:
+    """The manifest of an exported file; neither torch nor ONNX Runtime is needed, and no weight is read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        LoadError: the file is truncated, no TorchScript archive or ONNX model, carries no manifest, or a newer one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load: path must name an exported file, got '{path}', which does not exist")
+    with path.open("rb") as file:
+        archive = file.read(2) == b"PK"
+    text = _from_archive(path) if archive else _from_onnx(path)
+    if text is None:
+        raise LoadError(
+            f"load: '{path}' must be a file that clipsight.export wrote, got a "
+            f"{'TorchScript archive' if archive else 'model'} without a clipsight manifest"
+        )
+    return Manifest.from_json(text)
+
+
+def _from_archive(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(f"/extra/{EXTRA_FILE}")]
+            return archive.read(names[0]).decode() if names else None
+    except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
+        raise LoadError(f"load: '{path}' must be a whole TorchScript archive, got a damaged one: {error}") from error
+
+
+def _from_onnx(path: Path) -> str | None:
+    """The metadata_props entry of an ONNX file, found by walking over the top-level fields of the protobuf message."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for number, start, length in _fields(file, size):
+                if number == 14:  # ModelProto.metadata_props: StringStringEntryProto
+                    file.seek(start)
+                    entry = file.read(length)
+                    key, value = (_string(entry, n) for n in (1, 2))
+                    if key == METADATA_KEY:
+                        return value
+                file.seek(start + length)
+    except (ValueError, IndexError) as error:
+        raise LoadError(
+            f"load: '{path}' must be a TorchScript archive or a whole ONNX model, got something else or a truncated "
+            f"file: {error}"
+        ) from error
+    return None
+
+
+def _fields(file, size: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, offset, length) of each length-delimited field of a protobuf message; others are skipped."""
+    if size == 0:
+        raise ValueError("the file is empty")
+    while file.tell() < size:
+        tag = _varint(file)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0 and number:
+            _varint(file)
+        elif kind == 2 and number:
+            length = _varint(file)
+            start = file.tell()
+            if start + length > size:
+                raise ValueError(f"a field of {length} bytes at offset {start} runs past the end of {size} bytes")
+            yield number, start, length
+        else:
+            raise ValueError(f"no field of an ONNX model starts at offset {file.tell()}")
+
+
+def _varint(file) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)[0]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise ValueError("a number of more than 10 bytes")
+
+
+def _string(message: bytes, wanted: int) -> str:
+    file = io.BytesIO(message)
+    for number, start, length in _fields(file, len(message)):
+        if number == wanted:
+            return message[start : start + length].decode()
+        file.seek(start + length)
+    return ""
+
+
+def weights_digest(model) -> str:
+    """sha256 over name, type, shape and bytes of every parameter and buffer of a torch module, sorted by name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,221 @@
+"""`load`: any exported file as the same callable. An ONNX file runs without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__
+from .manifest import LoadError, Manifest, read_manifest
+
+__all__ = ["LoadError", "Loaded", "load"]
+
+
+def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = None) -> Loaded:
+    """Loads a file that `clipsight.export` wrote; its content, not its name, tells the format.
+
+    Args:
+        path: a TorchScript archive or an ONNX model.
+        device: `"cpu"`, or `"cuda"` where torch or ONNX Runtime has it.
+        threads: threads of one call; by default the runtime's own choice.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LoadError: the file is damaged, not one of clipsight's, or newer than this clipsight; or the native library, the
+            runtime or the device that it needs is missing.
+    """
+    manifest = read_manifest(path)
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"load: device must be 'cpu' or 'cuda', got {device!r}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"load: threads must be at least 1, got {threads}")
+    if manifest.kind not in _RUNTIMES:
+        raise LoadError(
+            f"load: '{path}' must be of a kind in {list(_RUNTIMES)}, got {manifest.kind!r}; upgrade clipsight"
+        )
+    return Loaded(manifest, _RUNTIMES[manifest.kind](Path(path), manifest, device, threads))
+
+
+class Loaded:
+    """An exported file, ready to run.
+
+    Call it with a clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` if the manifest has a `classes_input`): NumPy
+    arrays in, NumPy arrays out; torch tensors in, torch tensors out. It returns a tuple in the order of `output_names`.
+
+    Attributes:
+        manifest: what the file says about itself.
+        output_names: names of the returned arrays.
+    """
+
+    def __init__(self, manifest: Manifest, run) -> None:
+        self.manifest = manifest
+        self.output_names = manifest.output_names
+        self._run = run
+
+    def __call__(self, clip, classes=None) -> tuple:
+        """Raises ValueError or TypeError where an input does not fit the manifest."""
+        self._check_clip(clip)
+        self._check_classes(clip, classes)
+        return self._run(clip) if classes is None else self._run(clip, classes)
+
+    def _check_clip(self, clip) -> None:
+        want, sizes = self.manifest.input, self.manifest.sizes
+        if not _is_array(clip):
+            raise TypeError(f"load: clip must be a NumPy array or torch tensor, got {type(clip).__name__}")
+        shape = tuple(clip.shape)
+        allowed = " or ".join(f"[N, {want.channels}, {t}, {h}, {w}]" for t, h, w in sizes)
+        if len(shape) != 5 or shape[1] != want.channels or shape[2:] not in sizes:
+            hint = "; export with sizes= for other clip sizes" if len(shape) == 5 and shape[1] == want.channels else ""
+            raise ValueError(f"load: clip must have shape {allowed}, got {list(shape)}{hint}")
+        if shape[0] == 0:
+            raise ValueError(f"load: clip must have at least one sample, got shape {list(shape)}")
+        if _dtype(clip) != want.dtype:
+            raise TypeError(f"load: clip must be {want.dtype}, got {_dtype(clip)}")
+
+    def _check_classes(self, clip, classes) -> None:
+        want = self.manifest.classes_input
+        if want is None:
+            if classes is not None:
+                raise ValueError(
+                    f"load: classes must not be given: the file chooses them itself, classes={self.manifest.classes!r}"
+                )
+            return
+        if classes is None:
+            raise ValueError("load: classes must be given, int64 [N, M]: the file was exported with classes='input'")
+        if not _is_array(classes) or _is_torch(classes) != _is_torch(clip):
+            raise TypeError(f"load: classes must be of the clip's kind, {type(clip)}, got {type(classes)}")
+        if _dtype(classes) != want.dtype:
+            raise TypeError(f"load: classes must be {want.dtype}, got {_dtype(classes)}")
+        shape = tuple(classes.shape)
+        if len(shape) != 2 or shape[0] != clip.shape[0] or shape[1] == 0:
+            raise ValueError(f"load: classes must have shape [N, M] = [{clip.shape[0]}, 1 or more], got {list(shape)}")
+        low, high = int(classes.min()), int(classes.max())
+        if low < 0 or high >= want.num_classes:
+            raise ValueError(f"load: classes must lie in 0..{want.num_classes - 1}, got {low}..{high}")
+
+
+class _TorchScript:
+    """`torch.jit.load`, under inference mode; the native library is loaded first where the file needs it."""
+
+    def __init__(self, path: Path, manifest: Manifest, device: str, threads: int | None) -> None:
+        import torch
+
+        from .exporters.torchscript import quiet
+
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise LoadError(f"load: device must be one that torch has, got {device!r}, but torch finds no CUDA device")
+        if manifest.plugin.required:
+            _load_plugin(manifest)
+        self.threads, self.device, self.torch = threads, device, torch
+        try:
+            with quiet():
+                self.module = torch.jit.load(str(path), map_location=device).eval()
+        except RuntimeError as error:
+            raise LoadError(f"load: torch.jit.load could not read '{path}': {error}") from error
+
+    def __call__(self, *inputs) -> tuple:
+        torch = self.torch
+        numpy = isinstance(inputs[0], np.ndarray)
+        with torch.inference_mode(), self._threads():
+            tensors = [torch.from_numpy(np.ascontiguousarray(i)) if numpy else i for i in inputs]
+            results = self.module(*(tensor.to(self.device) for tensor in tensors))
+        return tuple(r.cpu().numpy() for r in results) if numpy else tuple(results)
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[None]:
+        if self.threads is None:
+            yield
+            return
+        before = self.torch.get_num_threads()
+        self.torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            self.torch.set_num_threads(before)
+
+
+class _Onnx:
+    """An ONNX Runtime session."""
+
+    def __init__(self, path: Path, manifest: Manifest, device: str, threads: int | None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise LoadError(f"load: '.onnx' needs the extra 'onnx': pip install 'clipsight[onnx]' ({error})") from error
+        onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are notes on graph optimisation
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime, device))
+        except LoadError:
+            raise
+        except Exception as error:  # ONNX Runtime's own exception types have no common base
+            raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
+        if device != "cpu" and self.session.get_providers()[0] != "CUDAExecutionProvider":
+            raise LoadError(
+                f"load: device must be one that works here, got {device!r}: ONNX Runtime could not start CUDA"
+            )
+        self.names = [value.name for value in self.session.get_inputs()]
+        self.outputs = list(manifest.output_names)
+
+    def __call__(self, *inputs) -> tuple:
+        if isinstance(inputs[0], np.ndarray):
+            return tuple(self.session.run(self.outputs, dict(zip(self.names, inputs, strict=True))))
+        import torch
+
+        arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
+        results = self.session.run(self.outputs, dict(zip(self.names, arrays, strict=True)))
+        return tuple(torch.from_numpy(result).to(inputs[0].device) for result in results)
+
+
+_RUNTIMES = {"torchscript": _TorchScript, "onnx": _Onnx}
+
+
+def _providers(onnxruntime, device: str) -> list:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    available = onnxruntime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        raise LoadError(
+            f"load: device must be one that ONNX Runtime has, got {device!r}; its providers are {available}"
+        )
+    index = int(device.partition(":")[2] or 0)
+    return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
+
+
+def _load_plugin(manifest: Manifest) -> None:
+    need = manifest.plugin.minimum_version
+    if _number(__version__) < _number(need):
+        raise LoadError(
+            f"load: the file needs clipsight {need} or newer for its ops, got {__version__}; upgrade clipsight"
+        )
+    from . import _library
+
+    if _library.CPU_ERRORS:
+        raise LoadError(
+            f"load: the file calls ops of the library {_library.CPU_LIBRARY.name}, which must be loaded, got: "
+            f"{'; '.join(_library.CPU_ERRORS)}. {_library.REBUILD}; or export with plugin=False"
+        )
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+def _is_torch(value) -> bool:
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
+def _is_array(value) -> bool:
+    return isinstance(value, np.ndarray) or _is_torch(value)
+
+
+def _dtype(array) -> str:
+    return str(array.dtype).removeprefix("torch.")
