@@ -1,0 +1,3 @@
+from clipsight.cli import main
+
+main()

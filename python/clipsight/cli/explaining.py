@@ -1,0 +1,293 @@
+"""`clipsight explain`: a video goes through the network in windows, then it is decoded again and drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from .. import render
+from ..video import VideoReader, VideoWriter, whole_file, write_picture
+from ..windows import Geometry, Track, minmax, sliding_windows
+from .networks import CommandError
+
+Progress = Callable[[int], None]
+PICTURES = {"tube": ("heat", "focus"), "motion": ("motion",), "static": ("static",)}
+SUFFIX = {"mp4": ".mp4", "gif": ".gif", "png": ""}
+
+
+@dataclass
+class Explained:
+    """What the first pass over the video leaves.
+
+    `maps` holds `[2, M, h, w]` per sampled frame: the relevance and the mask of motion. `low` and `high` `[M]` span it.
+    """
+
+    names: list[str]
+    classes: list[int | None]
+    maps: Track
+    low: np.ndarray
+    high: np.ndarray
+    probabilities: np.ndarray
+    motion_share: np.ndarray
+    windows: list[dict]
+    frame_count: int
+    network_seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def title(self, index: int) -> str:
+        """Name of a map and, where it is a class, the probability of that class in the whole video."""
+        if (
+            len(self.names) != len(self.classes)
+            or self.classes[index] is None
+            or self.names[index].startswith("feature ")
+        ):
+            return self.names[index]
+        return f"{self.names[index]}   {100 * self.probabilities[self.classes[index]]:.1f} %"
+
+
+def choose_classes(texts: list[str], labels: list[str] | None) -> tuple[int, ...] | int:
+    """Class indices as named by `--class`; or a number k for the k most probable ones of the whole video."""
+    top = re.fullmatch(r"predicted|top(\d+)", texts[0]) if texts else re.match("", "")
+    if not texts or (len(texts) == 1 and top):
+        return max(int(top[1] or 1), 1) if texts else 1
+    known = {label.lower(): i for i, label in enumerate(labels or [])}
+    chosen = []
+    for text in texts:
+        if re.fullmatch(r"\d+", text):
+            if labels and int(text) >= len(labels):
+                raise CommandError(f"class: index must lie in 0..{len(labels) - 1}, got {text}")
+            chosen.append(int(text))
+        elif text.lower() in known:
+            chosen.append(known[text.lower()])
+        else:
+            near = [label for label in known if text.lower() in label][:3]
+            hint = f"; similar: {', '.join(near)}" if near else ("" if labels else "; names need --labels FILE")
+            raise CommandError(f"class: {text!r} is no class of this model{hint}")
+    return tuple(dict.fromkeys(chosen))
+
+
+def run_network(
+    network,
+    reader: VideoReader,
+    classes: tuple[int, ...] | int,
+    *,
+    step: int | None = None,
+    loop: bool = False,
+    per_window: bool = False,
+    progress: Progress = lambda n: None,
+) -> Explained:
+    """First pass over the video: windows through the network, maps blended.
+
+    Where `classes` asks for the k most probable ones, they are those of the whole video: if single windows predict
+    others, a second round explains the same classes everywhere.
+    """
+    fixed = network.fixed_classes
+    if (
+        fixed is not None
+        and classes != 1
+        and fixed not in (f"top{classes}", list(classes) if isinstance(classes, tuple) else None)
+    ):
+        raise CommandError(f"class: the file was exported with classes={fixed!r} and cannot explain others")
+    options = {"step": step, "loop": loop, "per_window": per_window or not network.raw, "progress": progress}
+    if isinstance(classes, tuple) or fixed is not None:
+        done = _one_round(network, reader, classes if fixed is None else None, **options)
+        if None in done.classes:
+            done.notes.append(f"the file explains the {fixed} class of each window, and they differ in this video")
+    else:
+        done = _one_round(network, reader, None, **options)
+        top = tuple(int(i) for i in np.argsort(-done.probabilities, kind="stable")[:classes])
+        if tuple(done.classes) != top:
+            done = _one_round(network, reader, top, **options)
+            done.notes.append("explained in a second round, for the classes of the whole video")
+    if not network.raw and not per_window:
+        done.notes.append("the file scales its maps per clip, so every window has its own value range")
+    return done
+
+
+def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *, step, loop, per_window, progress):
+    stride, labels = network.preprocessing.stride, network.labels
+    track, probabilities, shares, windows, seconds = Track(), [], [], [], 0.0
+    for window in sliding_windows(reader, network.preprocessing, step, loop):
+        started = time.perf_counter()
+        answer = network(window.clip, classes)
+        seconds += time.perf_counter() - started
+        if not (np.isfinite(answer.maps).all() and np.isfinite(answer.logits).all()):
+            raise CommandError(f"model: the output must be finite, got NaN or infinity in window {len(windows)}")
+        if labels and len(labels) != len(answer.logits):
+            raise CommandError(f"labels: must name {len(answer.logits)} classes like the model, got {len(labels)}")
+        maps = answer.maps
+        if per_window and network.raw:
+            maps = minmax(maps, maps.min(axis=(-3, -2, -1))[:, None], maps.max(axis=(-3, -2, -1))[:, None])
+        track.add(window.start, np.stack([maps, answer.motion])[:, :, : window.used])
+        probabilities.append(_softmax(answer.logits))
+        shares.append(answer.motion_share)
+        windows.append(
+            {
+                "frames": [window.start * stride, (window.start + window.used - 1) * stride],
+                "top": top_classes(probabilities[-1], labels),
+                "motion_share": _numbers(answer.motion_share),
+            }
+        )
+        progress(len(windows))
+    low, high = (limit[0] for limit in track.range())  # [relevance, mask] -> relevance
+    if per_window:
+        low, high = np.zeros_like(low), np.ones_like(high)
+    shown = list(classes or _classes_of_file(network.fixed_classes, probabilities))
+    mean = np.mean(probabilities, axis=0)
+    return Explained(
+        names=_map_names(shown, len(low), network.feature, labels),
+        classes=shown,
+        maps=track,
+        low=low,
+        high=high,
+        probabilities=mean,
+        motion_share=np.mean(shares, axis=0),
+        windows=windows,
+        frame_count=reader.decoded,
+        network_seconds=seconds,
+    )
+
+
+def _classes_of_file(fixed: list[int] | str | None, probabilities: list[np.ndarray]) -> list[int | None]:
+    """The classes that were shown without being asked for; `None` where the windows differ."""
+    if isinstance(fixed, list):
+        return fixed
+    count = int(fixed.removeprefix("top")) if fixed and fixed.startswith("top") else 1
+    ranks = {tuple(np.argsort(-p, kind="stable")[:count].tolist()) for p in probabilities}
+    return list(ranks.pop()) if len(ranks) == 1 else [None] * count
+
+
+def _map_names(classes: list[int | None], count: int, feature: str | None, labels: list[str] | None) -> list[str]:
+    """One name per map: the class, or the feature for `--feature`."""
+    if feature is not None and not feature.startswith("top"):
+        return [f"feature {c}" for c in feature.split(",")]
+    names = [f"prediction {i + 1}" if c is None else label_of(c, labels) for i, c in enumerate(classes)]
+    if feature is None:
+        return names
+    return [f"{name} feature {i + 1}" for name in names for i in range(count // len(names))]
+
+
+def draw(
+    done: Explained,
+    reader: VideoReader,
+    network,
+    methods: list[str],
+    out: Path,
+    *,
+    format: str = "mp4",
+    boxes: dict | None = None,
+    progress: Progress = lambda n: None,
+    columns: int = 6,
+) -> list[Path]:
+    """Second pass over the video: writes heat, focus, motion and the contact sheet of every map."""
+    renderer = render.Renderer(Geometry.of(network.preprocessing, reader.size), boxes or {})
+    kinds = [kind for method in methods for kind in PICTURES[method]]
+    shown = render.evenly_spaced(done.frame_count, columns)
+    sheets = [{kind: [] for kind in ("input", *kinds)} for _ in done.names]
+    files = {(i, k): out / (k + _tail(done.names, i) + SUFFIX[format]) for i in range(len(done.names)) for k in kinds}
+    with ExitStack() as stack:  # an error in one of them leaves none of them behind
+        writers = {
+            key: stack.enter_context(VideoWriter(path, reader.fps, reader.pixel_aspect)) for key, path in files.items()
+        }
+        for index, frame in enumerate(reader):
+            relevance, mask = done.maps.at(index, network.preprocessing.stride)
+            relevance = minmax(relevance, done.low, done.high)
+            for i, sheet in enumerate(sheets):
+                pictures = {kind: _picture(renderer, kind, frame, relevance[i], mask[i]) for kind in kinds}
+                if index in shown:
+                    pictures["input"] = renderer.input(frame)
+                for kind, picture in pictures.items():
+                    renderer.draw_boxes(picture, index)
+                    if kind != "input":
+                        writers[i, kind].write(picture)
+                    if index in shown:
+                        sheet[kind].append(picture)
+            progress(index + 1)
+    paths = list(files.values())
+    for i, sheet in enumerate(sheets):
+        share, aspect = done.motion_share[i], float(reader.pixel_aspect)
+        subtitle = f"{reader.path.name} · {network.name}" + (
+            f" · motion share {100 * share:.0f} %" if share == share else ""
+        )
+        paths.append(out / f"contact{_tail(done.names, i)}.png")
+        picture = render.contact_sheet(sheet, shown, float(reader.fps), done.title(i), subtitle, pixel_aspect=aspect)
+        write_picture(paths[-1], picture)
+    if any(writer.padded for writer in writers.values()):
+        size = f"{reader.size[1]}x{reader.size[0]}"
+        done.notes.append(f"MP4 needs an even width and height: {size} was padded by repeating its last column or row")
+    return paths
+
+
+def _picture(renderer: render.Renderer, kind: str, frame: np.ndarray, relevance: np.ndarray, mask: np.ndarray):
+    if kind in ("heat", "focus"):
+        return getattr(renderer, kind)(frame, relevance)
+    return renderer.motion(frame, relevance, mask if kind == "motion" else 1 - mask)
+
+
+def write_raw(path: Path, done: Explained, reader: VideoReader, network) -> None:
+    """Blended maps as they left the network, with all that is needed to place them: see the names in the file."""
+    geometry = Geometry.of(network.preprocessing, reader.size)
+    maps = np.stack([done.maps[i] for i in range(len(done.maps))], axis=2)
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            maps=maps[0],  # [M, S, h, w], S sampled frames
+            motion_mask=maps[1],
+            names=np.array(done.names),
+            low=done.low,
+            high=done.high,
+            source_frames=np.arange(len(done.maps)) * network.preprocessing.stride,
+            region=np.array([[s.start, s.stop] for s in geometry.region]),  # rows, columns of the source frame
+            source_size=np.array(reader.size),
+        )
+
+
+def write_json(path: Path, report: dict) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
+
+
+def top_classes(probabilities: np.ndarray, labels: list[str] | None, count: int = 5) -> list[dict]:
+    order = np.argsort(-probabilities, kind="stable")[:count]
+    return [
+        {"class": int(i), "label": label_of(i, labels), "probability": round(float(probabilities[i]), 6)} for i in order
+    ]
+
+
+def label_of(index: int, labels: list[str] | None) -> str:
+    return labels[index] if labels and index < len(labels) else f"class {index}"
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    return powers / powers.sum()
+
+
+def _tail(names: list[str], index: int) -> str:
+    """Nothing for a single map, else `-name`, fit for a file name and unique."""
+    if len(names) == 1:
+        return ""
+    slugs = [re.sub(r"\W+", "_", name).strip("_") for name in names]
+    return f"-{slugs[index]}" if slugs.count(slugs[index]) == 1 else f"-{index}-{slugs[index]}"
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    return [round(float(v), 6) if np.isfinite(v) else None for v in values]
+
+
+def _plain(value):
+    if isinstance(value, Fraction):
+        return float(value)
+    if isinstance(value, np.ndarray):
+        return _numbers(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)

@@ -1,0 +1,294 @@
+"""Where a network comes from: the shipped ones, torchvision, a factory in Python code, or an exported file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..preprocessing import Preprocessing
+
+TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
+EXPORTED = (".pt", ".onnx", ".pt2")
+
+
+class CommandError(ValueError):
+    """A mistake on the command line, said in one line."""
+
+
+@dataclass
+class Answer:
+    """What a network says about one clip: logits `[K]`, maps and mask of motion `[M, T, H, W]`, its share `[M]`."""
+
+    logits: np.ndarray
+    maps: np.ndarray
+    motion: np.ndarray
+    motion_share: np.ndarray
+
+
+@dataclass
+class LiveModel:
+    """A network in Python, before it is explained."""
+
+    name: str
+    module: object  # torch.nn.Module
+    preprocessing: Preprocessing
+    labels: list[str] | None
+
+
+class LiveNetwork:
+    """Explains a live model; the modules for each choice of classes are built when first needed."""
+
+    raw = True
+    has_motion = True
+    fixed_classes = None
+
+    def __init__(self, model: LiveModel, options: dict, n_sigma: float, device: str):
+        from .. import SaliencyTube, SelectiveRelevance
+
+        self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
+        self._module, self._device = model.module.to(device), device
+        self.feature = _feature_text(options.get("channels"))
+        tube = SaliencyTube(**options, normalize="none")
+        self.methods = [tube, SelectiveRelevance(of=tube, n_sigma=n_sigma, extras=("motion_share",))]
+        self._explained: dict = {}
+
+    def __call__(self, clip: np.ndarray, classes: tuple[int, ...] | None) -> Answer:
+        """Explains the clip `[1, 3, T, H, W]` for `classes`, or for the predicted one."""
+        import torch
+
+        from .. import explain
+
+        tensor = torch.from_numpy(clip).to(self._device)
+        if classes not in self._explained:
+            chosen = "predicted" if classes is None else list(classes)
+            self._explained[classes] = explain(self._module, self.methods, tensor, chosen)
+        with torch.inference_mode():
+            logits, maps, motion, share = (o[0].float().cpu().numpy() for o in self._explained[classes](tensor))
+        return Answer(logits, maps, motion != 0, share)
+
+    def describe(self) -> dict:
+        return {"name": self.name, "methods": [m.describe() for m in self.methods]}
+
+
+class ExportedNetwork:
+    """Explains with an exported file, as it was exported."""
+
+    def __init__(self, path: str, device: str, threads: int | None, **overrides):
+        from .. import load
+
+        self._loaded = load(path, device=device, threads=threads)
+        manifest = self._loaded.manifest
+        self.name, self.methods = Path(path).name, manifest.methods
+        self.labels = list(manifest.labels) if manifest.labels else None
+        size = manifest.sizes[0]
+        plain = Preprocessing(frames=size[0], resize=min(size[1:]), crop=size[1:])
+        self.preprocessing = _override(manifest.preprocessing or plain, **overrides)
+        if self.preprocessing.size not in manifest.sizes:
+            sizes = ", ".join("x".join(map(str, size)) for size in manifest.sizes)
+            raise CommandError(
+                f"size: {path} takes clips of {sizes} (TxHxW), got {'x'.join(map(str, self.preprocessing.size))}"
+            )
+        names = manifest.output_names
+        if "saliency_tube" not in names:
+            raise CommandError(f"model: {path} must return a map named 'saliency_tube', its outputs are {list(names)}")
+        self._index = {name: names.index(name) for name in ("saliency_tube", "motion", "motion_share") if name in names}
+        tube = next(method for method in self.methods if method["method"] == "saliency_tube")
+        self.raw = tube["normalize"] == "none" or tube["size"] == "features"
+        self.feature = _feature_text(tube["channels"])
+        self._highest = 255.0 if tube["dtype"] == "uint8" else 1.0
+        choice = manifest.classes
+        self._takes_classes = choice == "input"
+        self.fixed_classes = None if self._takes_classes else choice
+
+    def __call__(self, clip: np.ndarray, classes: tuple[int, ...] | None) -> Answer:
+        def run(chosen: Sequence[int]):
+            given = (np.array([chosen], np.int64),) if self._takes_classes else ()
+            return [np.asarray(output[0], np.float32) for output in self._loaded(clip, *given)]
+
+        outputs = run(classes or (0,))
+        if classes is None and self._takes_classes:
+            outputs = run((int(outputs[0].argmax()),))
+        maps = outputs[self._index["saliency_tube"]] / self._highest
+        if maps.shape[1:] != clip.shape[2:]:
+            maps = _upsample(maps, clip.shape[2:])
+        motion = outputs[self._index["motion"]] != 0 if self.has_motion else np.zeros(maps.shape, bool)
+        share = outputs[self._index["motion_share"]] if "motion_share" in self._index else np.full(len(maps), np.nan)
+        return Answer(outputs[0], maps, motion, share)
+
+    @property
+    def has_motion(self) -> bool:
+        return "motion" in self._index
+
+    def describe(self) -> dict:
+        return {"name": self.name, "methods": self.methods}
+
+
+def _feature_text(channels) -> str | None:
+    return channels if channels is None or isinstance(channels, str) else ",".join(map(str, channels))
+
+
+def _upsample(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    import torch
+
+    from .. import reference
+
+    return reference.spline_upsample(torch.from_numpy(maps), list(size)).numpy()
+
+
+def is_exported(spec: str) -> bool:
+    return Path(spec).suffix.lower() in EXPORTED or Path(spec).is_file()
+
+
+def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrides) -> LiveModel:
+    """A live model by its name or `package.module:factory`; `overrides` go into its preprocessing.
+
+    Raises:
+        CommandError: no such model, a checkpoint that does not fit, or a network that would have random weights.
+    """
+    from .. import models
+
+    if ":" in spec:
+        live = _from_factory(spec, checkpoint)
+    elif spec in models.names():
+        module = models.load(spec, checkpoint=checkpoint, pretrained=not random_weights)
+        live = LiveModel(spec, module, module.preprocessing, list(module.labels))
+    elif spec in TORCHVISION:
+        if checkpoint is None and not random_weights:
+            raise CommandError(
+                f"model: {spec} comes without trained weights; give them with --checkpoint FILE, "
+                "or use random ones with --random-weights"
+            )
+        live = _from_torchvision(spec, checkpoint)
+    else:
+        known = [*models.names(), *TORCHVISION]
+        near = difflib.get_close_matches(spec, known, 1)
+        raise CommandError(
+            f"model: must be one of {', '.join(known)}, an exported file, or package.module:factory, got {spec!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
+    live.module.eval()
+    return replace(live, preprocessing=_override(live.preprocessing, **overrides))
+
+
+def _override(
+    preprocessing: Preprocessing, frames: int | None, size: tuple[int, int] | None, stride: int | None
+) -> Preprocessing:
+    """The crop becomes `size`; the resize before it grows or shrinks in proportion."""
+    changes: dict = {name: value for name, value in (("frames", frames), ("stride", stride)) if value is not None}
+    if size is not None:
+        factors = [new / old for new, old in zip(size, preprocessing.crop, strict=True)]
+        resize = preprocessing.resize
+        if isinstance(resize, int):
+            resize = round(resize * max(factors))
+        elif resize is not None:
+            resize = tuple(round(r * f) for r, f in zip(resize, factors, strict=True))
+        changes |= {"crop": size, "resize": resize}
+    try:
+        return replace(preprocessing, **changes)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
+    import torch
+
+    where, _, name = spec.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(where), name)
+    except (ImportError, AttributeError) as error:
+        raise CommandError(f"model: {spec} must be package.module:factory that can be imported ({error})") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    module = factory() if inspect.isclass(factory) or not isinstance(factory, torch.nn.Module) else factory
+    if not isinstance(module, torch.nn.Module):
+        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
+    if checkpoint:
+        _load_state(module, read_checkpoint(checkpoint), checkpoint)
+    labels = getattr(module, "labels", None)
+    preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)
+    return LiveModel(spec, module, preprocessing, list(labels) if labels else None)
+
+
+def _import_torchvision(name: str):
+    import torch
+
+    try:
+        return importlib.import_module("torchvision")
+    except ImportError as error:
+        raise CommandError(f"model: {name} needs torchvision: pip install torchvision") from error
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+    # Its native library fits another build of torch. The video networks need none of its ops, only that two exist.
+    _import_torchvision.library = torch.library.Library("torchvision", "DEF")  # the declarations live with this object
+    for op in ("nms", "qnms"):
+        _import_torchvision.library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return importlib.import_module("torchvision")
+
+
+def _from_torchvision(name: str, checkpoint: str | None) -> LiveModel:
+    models = _import_torchvision(name).models
+    weights = models.get_model_weights(name).DEFAULT
+    categories = weights.meta["categories"]
+    if checkpoint is None:
+        module = models.get_model(name, weights=None, num_classes=len(categories))
+    else:
+        state = read_checkpoint(checkpoint)
+        classes = len(next(reversed(state.values())))  # the classifier's bias stands last
+        module = models.get_model(name, weights=None, num_classes=classes)
+        _load_state(module, state, checkpoint)
+        categories = categories if classes == len(categories) else None
+    preset = weights.transforms()
+    (resize,) = [preset.resize_size] if len(preset.resize_size) == 2 else preset.resize_size
+    preprocessing = Preprocessing(
+        resize=tuple(resize) if isinstance(resize, (list, tuple)) else resize,
+        crop=tuple(preset.crop_size) * (2 // len(preset.crop_size)),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
+    return LiveModel(name, module, preprocessing, categories)
+
+
+def read_checkpoint(path: str) -> dict:
+    """A state dict from `.safetensors` or a torch file; `state_dict` wrappers and `module.` prefixes are taken off."""
+    import torch
+
+    if not Path(path).is_file():
+        raise CommandError(f"checkpoint: {path} does not exist")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CommandError(f"checkpoint: {path} cannot be read ({str(error).splitlines()[0]})") from error
+    state = next((state[key] for key in ("state_dict", "model") if isinstance(state, dict) and key in state), state)
+    if not isinstance(state, dict) or not state or not all(hasattr(v, "shape") for v in state.values()):
+        raise CommandError(f"checkpoint: {path} must hold a state dict (names to tensors)")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_state(module, state: dict, path: str) -> None:
+    own = module.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    wrong = [
+        f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    if missing or unexpected or wrong:
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
+        text = "; ".join(f"{len(v)} {k}, first {v[0]}" for k, v in found.items() if v)
+        raise CommandError(f"checkpoint: {path} must fit {type(module).__name__}: {text}")
+    module.load_state_dict(state, strict=False)  # num_batches_tracked alone may be missing

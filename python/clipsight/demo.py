@@ -1,0 +1,145 @@
+"""`clipsight demo`: the main job from end to end on a clip whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from . import SaliencyTube, SelectiveRelevance, explain, export, load, models
+from .exporters import onnx, torchscript
+from .manifest import read_manifest, weights_digest
+from .synthetic import MOTION_CLASSES, moving_shapes
+from .video import VideoReader, VideoWriter
+
+CLASS, SEED = "moves right", 4
+FRAMES, SIDE, FPS = 48, 320, 24  # every third frame goes to the network
+FILES = {"ONNX": "movers.onnx", "TorchScript": "movers.pt"}
+RESULTS = ("heat.mp4", "focus.mp4", "motion.mp4", "contact.png", "result.json")
+
+
+def main(out: Path) -> int:
+    """Writes everything into the folder `out`; returns the exit code."""
+    console = Console(soft_wrap=True)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    video = out / "clip.mp4"
+    _render(video)
+    console.print(f"clip         {video}: {FRAMES} frames of {SIDE}x{SIDE}, the mover {CLASS}")
+
+    model = models.load("movers")
+    preprocessing = replace(model.preprocessing, stride=FRAMES // model.preprocessing.frames)
+    example = torch.rand(1, 3, *preprocessing.size)
+    tube = SaliencyTube()
+    explained = explain(model, [tube, SelectiveRelevance(of=tube, extras=("motion_share",))], example)
+    for format, name in FILES.items():
+        reused = _is_current(out / name, explained)
+        if not reused:
+            export(explained, out / name, labels=model.labels, preprocessing=preprocessing, name="movers")
+        size = (out / name).stat().st_size
+        console.print(
+            f"{format:12} {out / name}: {size / 1e6:.2f} MB, {'reused' if reused else 'exported and checked'}"
+        )
+
+    difference = _explain_in_fresh_processes(video, out)
+    console.print(
+        f"agreement    maps of the two files, each run in a process of its own: {difference:.1e} at most apart"
+    )
+
+    result = json.loads((out / "result.json").read_text())
+    table = Table("class", "probability", title=f"{video.name}: {result['video']['frames']} frames")
+    for top in result["top"]:
+        table.add_row(top["label"], f"{100 * top['probability']:.1f} %")
+    console.print(table)
+    table = Table("one forward, ms (median)", "plain", "explained", "difference")
+    for format, (plain, ours) in _times(explained, out, example).items():
+        table.add_row(format, f"{plain:.2f}", f"{ours:.2f}", f"{ours - plain:+.2f}")
+    console.print(table)
+    console.print("pictures     " + ", ".join(str(out / name) for name in RESULTS))
+    if difference > 1e-4:
+        console.print(f"[red]demo: the two files must agree to 1e-4, got {difference:.1e}")
+        return 1
+    return 0
+
+
+def _render(path: Path) -> None:
+    """A real MP4 of one generated clip, checked by decoding it again."""
+    if not path.exists():
+        clip = moving_shapes(1, SEED, FRAMES, SIDE, labels=[MOTION_CLASSES.index(CLASS)])
+        with VideoWriter(path, FPS) as writer:
+            for frame in clip.frames[0]:
+                writer.write(frame)
+    decoded = sum(1 for _ in VideoReader(path))
+    if decoded != FRAMES:
+        raise ValueError(f"demo: {path} must hold {FRAMES} frames, got {decoded}; delete it to render it again")
+
+
+def _is_current(path: Path, explained) -> bool:
+    """Whether the file is an earlier run's export of these very weights and methods."""
+    if not path.exists():
+        return False
+    manifest = read_manifest(path)
+    same = json.loads(json.dumps(explained.describe()))["methods"] == json.loads(manifest.to_json())["methods"]
+    return same and manifest.weights_digest == weights_digest(explained.model)
+
+
+def _explain_in_fresh_processes(video: Path, out: Path) -> float:
+    """Runs `clipsight explain` once for each file; the largest difference between their maps (0..1)."""
+    maps = []
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=out) as folder:
+        for name in FILES.values():
+            results = Path(folder) / name
+            command = [sys.executable, "-m", "clipsight", "explain", video, "--model", out / name, "--out", results]
+            done = subprocess.run([*map(str, command), "--raw"], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"demo: `{' '.join(map(str, command))}` failed:\n{done.stderr or done.stdout}")
+            with np.load(next(results.glob("*.npz"))) as raw:
+                maps.append(raw["maps"])
+        for name in RESULTS:
+            shutil.move(Path(folder) / FILES["ONNX"] / name, out / name)
+    return float(np.abs(maps[0] - maps[1]).max())
+
+
+def _times(explained, out: Path, clip: torch.Tensor, rounds: int = 20) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of the plain and the explained forward, in turns, both as files of the same format."""
+    import onnxruntime
+
+    size = tuple(clip.shape[2:])
+    plain = explained.plain_at(size)
+    with torchscript.quiet(), torch.no_grad():
+        frozen = torch.jit.freeze(torch.jit.trace(plain.eval(), clip))
+        scripts = [frozen, load(out / FILES["TorchScript"])]
+    graphs = [
+        onnx.convert(plain, (clip.expand(2, -1, -1, -1, -1),), ["logits"]).SerializeToString(),
+        str(out / FILES["ONNX"]),
+    ]
+    sessions = [onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in graphs]
+    feed = {"clip": clip.numpy()}
+    with torch.inference_mode():
+        return {
+            "TorchScript": _in_turns([lambda s=s: s(clip) for s in scripts], rounds),
+            "ONNX": _in_turns([lambda s=s: s.run(None, feed) for s in sessions], rounds),
+        }
+
+
+def _in_turns(calls: list[Callable], rounds: int) -> tuple[float, ...]:
+    times: list[list[float]] = [[] for _ in calls]
+    for round in range(rounds + 3):
+        for call, seen in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if round >= 3:
+                seen.append((time.perf_counter() - start) * 1e3)
+    return tuple(statistics.median(t) for t in times)

@@ -1,0 +1,207 @@
+"""A long video as overlapping clips, and the way back: from maps per clip to one map per source frame.
+
+    source frames --every stride-th--> sampled frames --resize, crop--> windows [1, 3, T, H, W] --network--> raw maps
+    source frames <--in time, linear-- one value range <--triangular weights-- sampled maps [M, H, W] <-----'
+
+Sizes are `(height, width)` in pixels; maps stay at clip resolution until a frame is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .preprocessing import Preprocessing
+from .video import VideoError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the network's crop lies in the source frame."""
+
+    source: tuple[int, int]
+    resized: tuple[int, int]
+    crop: tuple[int, int]
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing, source: tuple[int, int]) -> Geometry:
+        """Raises `VideoError` where the crop is larger than the resized frame."""
+        resized = preprocessing.resize or source
+        if isinstance(resized, int):
+            short, long = min(source), max(source)
+            resized = tuple(resized if side == short else int(resized * long / short) for side in source)
+        if resized[0] < preprocessing.crop[0] or resized[1] < preprocessing.crop[1]:
+            raise VideoError(
+                f"geometry: the crop {_size(preprocessing.crop)} must fit into the resized frame, "
+                f"got {_size(resized)} from a source of {_size(source)}"
+            )
+        return cls(tuple(source), tuple(resized), tuple(preprocessing.crop))
+
+    @property
+    def offset(self) -> tuple[int, int]:
+        """Top and left of the centre crop in the resized frame (rounded as torchvision does)."""
+        return tuple(round((full - part) / 2) for full, part in zip(self.resized, self.crop, strict=True))
+
+    @property
+    def region(self) -> tuple[slice, slice]:
+        """Rows and columns of the source whose pixel centres the network saw."""
+        slices = []
+        for full, resized, part, offset in zip(self.source, self.resized, self.crop, self.offset, strict=True):
+            scale = full / resized
+            first, last = math.ceil(offset * scale - 0.5), math.floor((offset + part) * scale - 0.5)
+            slices.append(slice(max(first, 0), min(last, full - 1) + 1))
+        return tuple(slices)
+
+    @property
+    def covers_frame(self) -> bool:
+        return all(s.stop - s.start == full for s, full in zip(self.region, self.source, strict=True))
+
+    def crop_frame(self, frame: np.ndarray) -> np.ndarray:
+        """Source frame uint8 `[H, W, 3]` -> what the network sees, uint8 `[h, w, 3]`."""
+        if self.resized != self.source:
+            frame = cv2.resize(frame, self.resized[::-1], interpolation=cv2.INTER_LINEAR)
+        top, left = self.offset
+        return frame[top : top + self.crop[0], left : left + self.crop[1]]
+
+    def to_region(self, map: np.ndarray) -> np.ndarray:
+        """A map `[h, w]` at clip resolution, float32 or uint8 -> the same at source resolution, over `region`."""
+        rows, columns = self.region
+        # Pixel centres: crop coordinate = (source + 0.5) * resized / full - 0.5 - offset, linear in the source's.
+        matrix = np.zeros((2, 3))
+        for axis, part in ((0, columns), (1, rows)):
+            scale = self.resized[1 - axis] / self.source[1 - axis]
+            matrix[axis, axis] = scale
+            matrix[axis, 2] = (part.start + 0.5) * scale - 0.5 - self.offset[1 - axis]
+        size = (columns.stop - columns.start, rows.stop - rows.start)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(map, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def to_clip(frames: Iterable[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
+    """Cropped RGB frames uint8 `[h, w, 3]` -> normalised clip float32 `[1, 3, T, h, w]`."""
+    clip = np.stack(list(frames)).transpose(3, 0, 1, 2)[None]
+    if preprocessing.channel_order == "BGR":
+        clip = clip[:, ::-1]
+    mean, std = (np.float32(v).reshape(1, 3, 1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return np.ascontiguousarray((clip * np.float32(preprocessing.scale) - mean) / std)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One clip of a longer video.
+
+    Attributes:
+        start: index of its first frame among the sampled frames.
+        used: how many of its T frames are real; fewer where a short video was repeated.
+        clip: float32 `[1, 3, T, h, w]`.
+    """
+
+    start: int
+    used: int
+    clip: np.ndarray
+
+
+def sliding_windows(
+    frames: Iterable[np.ndarray], preprocessing: Preprocessing, step: int | None = None, loop: bool = False
+) -> Iterator[Window]:
+    """Cuts a stream of source frames into windows of T sampled frames; only T cropped frames are held.
+
+    A window starts every `step` sampled frames (default: half a window), the last one ends with the last sampled frame.
+
+    Args:
+        frames: source frames, uint8 `[H, W, 3]`.
+        preprocessing: clip length T, stride, geometry and normalisation.
+        step: sampled frames from one window to the next, 1 to T.
+        loop: repeat a video that is shorter than T sampled frames, instead of an error.
+
+    Raises:
+        VideoError: too few frames, or `step` out of range.
+    """
+    length, stride = preprocessing.frames, preprocessing.stride
+    step = max(length // 2, 1) if step is None else step
+    if not 1 <= step <= length:
+        raise VideoError(f"windows: step must be 1 to {length} (the clip's frames), got {step}")
+    geometry, held, count, emitted = None, deque(maxlen=length), 0, 0
+    for index, frame in enumerate(frames):
+        if index % stride:
+            continue
+        geometry = geometry or Geometry.of(preprocessing, frame.shape[:2])
+        held.append(geometry.crop_frame(frame).copy())
+        count += 1
+        if count >= length and (count - length) % step == 0:
+            emitted = count
+            yield Window(count - length, length, to_clip(held, preprocessing))
+    if count == 0 or (count < length and not loop):
+        source = f" = {(length - 1) * stride + 1} source frames at stride {stride}" if stride > 1 else ""
+        raise VideoError(
+            f"windows: a clip needs {length} frames{source}, got {count}; "
+            "repeat the short video with --loop (Python: loop=True)"
+        )
+    if count < length:
+        yield Window(0, count, to_clip([held[i % count] for i in range(length)], preprocessing))
+    elif emitted < count:
+        yield Window(count - length, length, to_clip(held, preprocessing))
+
+
+def triangle(length: int) -> np.ndarray:
+    """Blending weights of a window's frames, highest in the middle, positive at both ends: float32 `[length]`."""
+    index = np.arange(length)
+    return np.float32(np.minimum(index + 1, length - index))
+
+
+class Track:
+    """Maps of all sampled frames, blended from overlapping windows with triangular weights.
+
+    Holds one float32 array per sampled frame at clip resolution, nothing at source resolution.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[np.ndarray] = []
+        self._weights: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._sums)
+
+    def add(self, start: int, maps: np.ndarray) -> None:
+        """Adds the maps `[..., T, h, w]` of the window that starts at sampled frame `start`."""
+        maps = np.moveaxis(np.asarray(maps), -3, 0)
+        for index, (weight, map) in enumerate(zip(triangle(len(maps)), maps, strict=True), start):
+            if index == len(self._sums):
+                self._sums.append(np.zeros(map.shape, np.float32))
+                self._weights.append(0.0)
+            self._sums[index] += weight * map
+            self._weights[index] += float(weight)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Blended maps `[..., h, w]` of one sampled frame."""
+        return self._sums[index] / np.float32(self._weights[index])
+
+    def at(self, source_frame: int, stride: int) -> np.ndarray:
+        """Maps `[..., h, w]` of a source frame: linear in time between the sampled ones, constant after the last."""
+        index, rest = divmod(source_frame, stride)
+        if index >= len(self) - 1:
+            return self[len(self) - 1]
+        here = self[index]
+        return here if rest == 0 else here + np.float32(rest / stride) * (self[index + 1] - here)
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest value over the whole video, each `[...]` like one map without its h and w."""
+        low = np.min([self[i].min(axis=(-2, -1)) for i in range(len(self))], axis=0)
+        high = np.max([self[i].max(axis=(-2, -1)) for i in range(len(self))], axis=0)
+        return low, high
+
+
+def minmax(maps: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Maps `[..., h, w]` scaled so that `low` is 0 and `high` is 1 (each `[...]`); a constant map gives zeros."""
+    low, high = (np.asarray(v, np.float32)[..., None, None] for v in (low, high))
+    constant = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    return np.where(constant, np.float32(0), np.clip((maps - low) / np.where(constant, 1, high - low), 0, 1))
