@@ -8,20 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-_declared: list[torch.library.Library] = []
+from clipsight.models import beside_torchvision
 
 
 def import_torchvision():
-    """torchvision, or a skip where it is absent. Its wheel also imports beside a torch that it was not built for, such
-    as the CPU one, once the two ops that it registers fake kernels for are declared."""
-    if "torchvision" not in sys.modules and not _declared:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _declared.append(library)  # the declarations live as long as this object
-    return pytest.importorskip("torchvision", reason="torchvision is not installed")
+    """torchvision, or a skip where it is absent."""
+    try:
+        return beside_torchvision.import_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
 
 
 def run_python(code: str, *arguments: object) -> str:

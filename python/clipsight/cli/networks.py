@@ -218,25 +218,13 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     return LiveModel(spec, module, preprocessing, list(labels) if labels else None)
 
 
-def _import_torchvision(name: str):
-    import torch
+def _from_torchvision(name: str, checkpoint: str | None) -> LiveModel:
+    from ..models.beside_torchvision import import_torchvision
 
     try:
-        return importlib.import_module("torchvision")
+        models = import_torchvision().models
     except ImportError as error:
         raise CommandError(f"model: {name} needs torchvision: pip install torchvision") from error
-    except RuntimeError as error:
-        if "torchvision::nms does not exist" not in str(error):
-            raise
-    # Its native library fits another build of torch. The video networks need none of its ops, only that two exist.
-    _import_torchvision.library = torch.library.Library("torchvision", "DEF")  # the declarations live with this object
-    for op in ("nms", "qnms"):
-        _import_torchvision.library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("torchvision")
-
-
-def _from_torchvision(name: str, checkpoint: str | None) -> LiveModel:
-    models = _import_torchvision(name).models
     weights = models.get_model_weights(name).DEFAULT
     categories = weights.meta["categories"]
     if checkpoint is None:

@@ -1,0 +1,53 @@
+"""`make bench`: every benchmark of this machine's CPU, as a table and as benchmarks/results/cpu.json.
+
+python -m benchmarks [kernels|explain|render ...] [--check]     --check exits with 1 where a target is missed
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.measure import machine
+from rich.console import Console
+from rich.table import Table
+
+SUITES = ("kernels", "explain", "render")
+RESULTS = Path(__file__).with_name("results") / "cpu.json"
+
+
+def main(arguments: list[str]) -> int:
+    chosen = [a for a in arguments if not a.startswith("--")] or list(SUITES)
+    results = []
+    for suite in chosen:
+        for row in importlib.import_module(f"benchmarks.bench_{suite}").rows():
+            print(json.dumps(row), flush=True)
+            results.append(row)
+    console = Console(width=160)
+    console.print(_table(results))
+    console.print(machine())
+    if set(chosen) == set(SUITES):
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
+        console.print(f"written to {RESULTS}")
+    missed = [row["case"] for row in results if not row.get("met", True)]
+    if missed:
+        console.print("[red]targets missed:[/red] " + "; ".join(missed))
+    return int(bool(missed) and "--check" in arguments)
+
+
+def _table(results: list[dict]) -> Table:
+    table = Table("case", "threads", "ours, ms", "baseline", "baseline, ms", "ratio", "must reach", "")
+    for row in results:
+        ours = row.get("ours_ms", f"{row.get('ours_bytes')} B")
+        cells = (row["case"], row.get("threads", ""), ours, row["baseline"], row.get("baseline_ms", ""))
+        ratio = row.get("overhead", row["ratio"])
+        mark = {True: "met", False: "[red]missed[/red]"}.get(row.get("met"), "")
+        table.add_row(*map(str, cells), str(ratio), row.get("must_reach", ""), mark)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
