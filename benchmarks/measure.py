@@ -62,7 +62,7 @@ def machine() -> dict:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "simd": build_info()["kernels"]["simd_level"],
+        "simd": build_info()["kernels"]["simd"],
     }
 
 

@@ -53,3 +53,26 @@ def test_maps_agree_with_autograd(name):
         bound = 1e-4 * expected.abs().max()
         assert (cam[:, m] - expected).abs().max() < bound
         assert (cam[:, 1 - m] - expected).abs().max() > 10 * bound  # the other class has another map
+
+
+@pytest.mark.parametrize(
+    "name, suffix",
+    [("mc3_18", ".pt"), ("r2plus1d_18", ".onnx"), ("s3d", ".onnx"), ("swin3d_t", ".pt"), ("swin3d_t", ".onnx")],
+)
+def test_files_of_every_network_agree_with_it(name, suffix, tmp_path):
+    """The self-check of export compares the maps; here the file meets the network itself, at another batch size."""
+    size = NETWORKS[name][0]
+    network = networks.seeded(lambda: getattr(import_torchvision().models.video, name)(num_classes=20))
+    with torch.inference_mode():  # as in a service; export must not mind
+        methods = [SaliencyTube(), SelectiveRelevance(extras=["motion_share"])]
+        explained = clipsight.explain(network, methods, networks.clip(1, size))
+        manifest = clipsight.export(explained, tmp_path / f"x{suffix}")
+        assert manifest.self_check["max_difference"]["saliency_tube"] < 1e-4
+        x = networks.clip(2, size, seed=9)
+        logits, tube, motion, share = clipsight.load(tmp_path / f"x{suffix}")(x)
+        expected = network(x)
+        assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert (tube - explained(x)[1]).abs().max() < 1e-4
+        assert (tube[0] - tube[1]).abs().max() > 1e-2
+    assert motion.shape == tube.shape
+    assert ((share > 0) & (share < 1)).all()

@@ -76,9 +76,10 @@ class Classifier:
     node: Node
 
 
+@torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
 def capture(network: nn.Module, example: Tensor) -> GraphModule:
     """The network's dataflow at one clip size as a graph of ATen ops, with a free batch size; parameters are shared."""
-    batch = example if example.shape[0] >= 2 else example.expand(2, *example.shape[1:]).contiguous()
+    batch = torch.zeros(2, *example.shape[1:], dtype=example.dtype, device=example.device)
     try:
         with torch.no_grad():
             program = torch.export.export(network, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)

@@ -23,6 +23,7 @@ FORMATS = {".pt": "torchscript", ".onnx": "onnx"}
 __all__ = ["FORMATS", "ExportError", "export"]
 
 
+@torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
 def export(
     explained,
     path: str | os.PathLike,
