@@ -1,7 +1,8 @@
 """The kernels against scipy, plain torch and memset: C=2048, 4x7x7 -> 16x224x224, float32, batch 1, 1 and 2 threads.
 
-Outputs are pre-allocated on both sides, both sides use the same number of threads, and every result is compared with
-the baseline's before it is timed.
+Outputs are pre-allocated on both sides (what lies between is each side's own affair), both sides may use the same
+number of threads (scipy's zoom has one all the same), and every result is compared with the baseline's before it is
+timed. Times are of warm calls: a call of ours that follows a slow baseline starts after five untimed ones.
 
 python -m benchmarks.bench_kernels
 """
@@ -98,6 +99,7 @@ class Problem:
         assert torch.equal(self.tube, expected)
 
 
+@torch.inference_mode()  # as a service runs, both sides
 def rows() -> Iterator[dict]:
     """One row per case of the table in the README."""
     threads_before = torch.get_num_threads()

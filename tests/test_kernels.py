@@ -60,7 +60,7 @@ def mask_of(raw, n_sigma=2.0, padding="replicate", sign="abs", sigma_of="signed"
 
 def minmax(raw, axes=(-3, -2, -1)):
     low, high = raw.min(axes, keepdims=True), raw.max(axes, keepdims=True)
-    constant = high - low <= 1e-6 * np.maximum(np.abs(low), np.abs(high))
+    constant = high - low <= 1e-6 * np.abs(raw).max((-3, -2, -1), keepdims=True)
     return np.where(constant, 0, (raw - low) / np.where(constant, 1, high - low))
 
 

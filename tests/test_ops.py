@@ -298,6 +298,20 @@ def test_constant_map_is_zero(value, normalize):
         assert result.count_nonzero() == 0
 
 
+def test_a_frame_of_rounding_noise_is_constant(threads):
+    """relu empties the first frame of the cam: what up-sampling leaves there, about 1e-17, must not be scaled up."""
+    features, weight, size = torch.randn(1, 1, 4, 7, 7).abs(), torch.ones(1, 1), (16, 29, 43)
+    features[:, :, 0] *= -1
+    noise = ops.saliency_tube(features, weight, size, relu=True, normalize="none")[0, 0, 0].abs().max()
+    assert 0 < noise < 1e-15
+    exact = reference.saliency_tube(features.double(), weight, size, relu=True, normalize="frame")
+    tube, motion, _ = ops.selective_tube(features, weight, size, relu=True, normalize="frame")
+    for result in (tube, motion, exact):
+        assert result[0, 0, 0].count_nonzero() == 0
+    assert (tube[0, 0, 1:].amax((-2, -1)) == 1).all()
+    torch.testing.assert_close(tube.double(), exact, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("order", [1, 3])
 def test_a_broken_map_is_nan_and_alone(value, order, threads):

@@ -11,6 +11,8 @@ typedef float Vec __attribute__((vector_size(CLIPSIGHT_WIDTH * 4)));
 typedef int32_t IVec __attribute__((vector_size(CLIPSIGHT_WIDTH * 4)));
 typedef uint32_t UVec __attribute__((vector_size(CLIPSIGHT_WIDTH * 4)));
 typedef uint16_t HVec __attribute__((vector_size(CLIPSIGHT_WIDTH * 2)));
+typedef double DVec __attribute__((vector_size(CLIPSIGHT_WIDTH * 4)));  // half as many
+typedef float HalfVec __attribute__((vector_size(CLIPSIGHT_WIDTH * 2)));
 typedef uint8_t BVec __attribute__((vector_size(CLIPSIGHT_WIDTH)));
 
 template <class V, class T>

@@ -5,9 +5,10 @@
 
 constexpr int64_t kBlock = 32;
 
-/// MAPS x VECTORS accumulators over the channels of one block; features are read once for all maps.
-template <class T, int MAPS, int VECTORS, bool TAIL>
-static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, int64_t s, int64_t valid) {
+/// MAPS x VECTORS accumulators over the channels of one block; features are read once for all maps. Where the vector
+/// overlaps one that was summed before, its last `valid` lanes count; a row shorter than a vector has SHORT.
+template <class T, int MAPS, int VECTORS, bool SHORT = false>
+static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, int64_t s, int64_t valid = kWidth) {
   const auto* features = static_cast<const typename T::type*>(task.features) + s;
   const int64_t length = task.end - task.begin;
   Vec sum[MAPS][VECTORS] = {};
@@ -15,7 +16,8 @@ static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, i
     const auto* row = features + c * task.stride_c;
     Vec x[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
-      x[v] = T::unpack(TAIL ? load_first<typename T::Packed>(row, valid) : load_as<typename T::Packed>(row + v * kWidth));
+      using Packed = typename T::Packed;
+      x[v] = T::unpack(SHORT ? load_first<Packed>(row, valid) : load_as<Packed>(row + v * kWidth));
     }
     for (int m = 0; m < MAPS; ++m) {
       const Vec weight = splat(task.weight[m * task.weight_stride + c]);
@@ -25,10 +27,12 @@ static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, i
   for (int m = 0; m < MAPS; ++m) {
     double* out = task.sums + m * length + (s - task.begin);
     for (int v = 0; v < VECTORS; ++v) {
-      if (TAIL) {
-        for (int64_t i = 0; i < valid; ++i) out[i] += static_cast<double>(sum[m][v][i]);
-      } else {
+      if (valid == kWidth) {
         add_lanes(out + v * kWidth, sum[m][v]);
+      } else {
+        for (int64_t i = SHORT ? 0 : kWidth - valid, last = SHORT ? valid : kWidth; i < last; ++i) {
+          out[i] += static_cast<double>(sum[m][v][i]);
+        }
       }
     }
   }
@@ -36,13 +40,19 @@ static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, i
 
 template <class T, int MAPS>
 static void reduce_contiguous(const ReduceTask& task) {
-  constexpr int kVectors = (kWidth == 16 ? 2 : 1) * (MAPS <= 2 ? 4 : 2);
+  constexpr int kVectors = (kWidth == 16 ? 2 : 1) * (MAPS <= 2 ? 4 : 2), kHalf = kVectors > 1 ? kVectors / 2 : 1;
   for (int64_t c0 = task.c_begin; c0 < task.c_end; c0 += kBlock) {
     const int64_t c1 = c0 + kBlock < task.c_end ? c0 + kBlock : task.c_end;
     int64_t s = task.begin;
-    for (; s + kVectors * kWidth <= task.end; s += kVectors * kWidth) reduce_tile<T, MAPS, kVectors, false>(task, c0, c1, s, 0);
-    for (; s + kWidth <= task.end; s += kWidth) reduce_tile<T, MAPS, 1, false>(task, c0, c1, s, 0);
-    if (s < task.end) reduce_tile<T, MAPS, 1, true>(task, c0, c1, s, task.end - s);
+    for (; s + kVectors * kWidth <= task.end; s += kVectors * kWidth) reduce_tile<T, MAPS, kVectors>(task, c0, c1, s);
+    for (; s + kHalf * kWidth <= task.end; s += kHalf * kWidth) reduce_tile<T, MAPS, kHalf>(task, c0, c1, s);
+    for (; s + kWidth <= task.end; s += kWidth) reduce_tile<T, MAPS, 1>(task, c0, c1, s);
+    if (s == task.end) continue;
+    if (s == task.begin) {
+      reduce_tile<T, MAPS, 1, true>(task, c0, c1, s, task.end - s);
+    } else {
+      reduce_tile<T, MAPS, 1>(task, c0, c1, task.end - kWidth, task.end - s);
+    }
   }
 }
 

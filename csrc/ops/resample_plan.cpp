@@ -36,6 +36,60 @@ AxisMatrix::AxisMatrix(AxisOperator op, int order, int64_t n_in, int64_t n_out, 
   }
 }
 
+namespace {
+
+/// Four terms, powers of the position in the cell, of each of its four B-splines (two for order 1).
+constexpr double kCubicCell[4][4] = {
+    {1 / 6.0, 4 / 6.0, 1 / 6.0, 0}, {-0.5, 0, 0.5, 0}, {0.5, -1, 0.5, 0}, {-1 / 6.0, 0.5, -0.5, 1 / 6.0}};
+constexpr double kLinearCell[4][4] = {{1, 0, 0, 0}, {-1, 1, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}};
+
+}  // namespace
+
+PiecewiseAxis::PiecewiseAxis(const AxisMatrix& matrix, AxisOperator op, int order, int64_t n_in, int64_t n_out)
+    : of_row(n_out), position(n_out, 0.0f) {
+  const auto cell = [&](int64_t i) {  // the last sample is the end of the last cell
+    return std::min(static_cast<int64_t>(align_corners(i, n_in, n_out)), std::max<int64_t>(n_in - 2, 0));
+  };
+  const auto inside = [&](int64_t i) {  // all that the operator takes comes from one cell
+    return op == AxisOperator::evaluate || (i > 0 && i + 1 < n_out && cell(i - 1) == cell(i + 1));
+  };
+  for (int64_t i = 0; i < n_out; i = pieces.back().end) {
+    const int64_t offset = static_cast<int64_t>(weight.size()), at = cell(i);
+    int64_t end = i + 1;
+    while (inside(i) && end < n_out && inside(end) && cell(end) == at) ++end;
+    if (end - i <= 4) {  // four terms are no saving
+      pieces.push_back({i, i + 1, matrix.first[i], matrix.offset[i + 1] - matrix.offset[i], 1, offset});
+      const auto row = matrix.weight.begin();
+      weight.insert(weight.end(), row + matrix.offset[i], row + matrix.offset[i + 1]);
+    } else {
+      const int64_t reach = order == 3 ? 1 : 0, low = std::max<int64_t>(0, at - reach);
+      const int64_t taps = std::min(n_in, at + reach + 2) - low;
+      pieces.push_back({i, end, low, taps, 4, offset});
+      weight.resize(weight.size() + 4 * taps, 0.0);
+      double* terms = &weight[offset];
+      const auto& spline = order == 3 ? kCubicCell : kLinearCell;
+      for (int term = 0; term < 4; ++term) {
+        for (int k = 0; k <= order; ++k) {
+          terms[term * taps + mirror_index(at - reach + k, n_in) - low] += spline[term][k];
+        }
+      }
+      if (op == AxisOperator::smooth) {  // (x - d)^n + 2 x^n + (x + d)^n
+        const double d = align_corners(1, n_in, n_out);
+        for (int64_t k = 0; k < taps; ++k) {
+          double* term = terms + k;
+          term[0] = 4 * term[0] + 2 * d * d * term[2 * taps];
+          term[taps] = 4 * term[taps] + 6 * d * d * term[3 * taps];
+          term[2 * taps] *= 4, term[3 * taps] *= 4;
+        }
+      }
+      for (int64_t row = i; row < end; ++row) {
+        position[row] = static_cast<float>(align_corners(row, n_in, n_out) - static_cast<double>(at));
+      }
+    }
+    std::fill(of_row.begin() + i, of_row.begin() + pieces.back().end, static_cast<int64_t>(pieces.size()) - 1);
+  }
+}
+
 ResamplePlan::ResamplePlan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding, int width)
     : in_(in), out_(out), pitch_((in.w + width - 1) / width * width), padding_(padding),
       t_(kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::derive, order, in.t, out.t, padding,
@@ -44,34 +98,41 @@ ResamplePlan::ResamplePlan(MapKind kind, Shape3 in, Shape3 out, int order, Paddi
          kind == MapKind::derivative),
       w_(kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::smooth, order, in.w, out.w, padding,
          kind == MapKind::derivative),
-      h_weight_(h_.weight.begin(), h_.weight.end()) {
-  w_offset_.push_back(0);
-  for (int64_t block = 0; block * width < out.w; ++block) {
-    const auto column = [&](int64_t lane) { return std::min(block * width + lane, out.w - 1); };
-    int64_t low = in.w, high = 0;
+      h_pieces_(h_, kind == MapKind::value ? AxisOperator::evaluate : AxisOperator::smooth, order, in.h, out.h) {
+  const auto end = [&](int64_t i) { return w_.first[i] + w_.offset[i + 1] - w_.offset[i]; };
+  for (int64_t x = 0; x < out.w; x += width) {
+    const int64_t last = std::min(x + width, out.w);
+    w_first_.push_back(*std::min_element(w_.first.begin() + x, w_.first.begin() + last));
+    for (int64_t i = x; i < last; ++i) w_taps_ = std::max(w_taps_, end(i) - w_first_.back());
+  }
+  w_weight_.assign(w_first_.size() * w_taps_ * width, 0.0f);
+  for (size_t block = 0; block < w_first_.size(); ++block) {
+    int64_t& first = w_first_[block] = std::min(w_first_[block], in.w - w_taps_);
     for (int64_t lane = 0; lane < width; ++lane) {
-      const int64_t i = column(lane);
-      low = std::min(low, w_.first[i]);
-      high = std::max(high, w_.first[i] + w_.offset[i + 1] - w_.offset[i]);
-    }
-    const size_t start = w_weight_.size();
-    w_weight_.resize(start + static_cast<size_t>((high - low) * width), 0.0f);
-    for (int64_t lane = 0; lane < width; ++lane) {
-      const int64_t i = column(lane);
-      for (int64_t k = w_.offset[i]; k < w_.offset[i + 1]; ++k) {
-        const int64_t j = w_.first[i] + k - w_.offset[i];
-        w_weight_[start + static_cast<size_t>((j - low) * width + lane)] = static_cast<float>(w_.weight[k]);
+      const int64_t i = std::min(static_cast<int64_t>(block) * width + lane, out.w - 1);
+      for (int64_t k = w_.first[i]; k < end(i); ++k) {
+        const double weight = w_.weight[w_.offset[i] + k - w_.first[i]];
+        w_weight_[(block * w_taps_ + k - first) * width + lane] = static_cast<float>(weight);
       }
     }
-    w_first_.push_back(low);
-    w_offset_.push_back(w_offset_.back() + high - low);
   }
 }
 
 Resample ResamplePlan::view() const {
   return {in_, out_, pitch_, {t_.first.data(), t_.offset.data(), t_.weight.data()},
-          {h_.first.data(), h_.offset.data(), h_weight_.data()},
-          {w_first_.data(), w_offset_.data(), w_weight_.data()}};
+          {h_pieces_.pieces.data(), h_pieces_.of_row.data(), h_pieces_.position.data(), h_pieces_.weight.data()},
+          {w_first_.data(), w_taps_, w_weight_.data()}};
+}
+
+std::vector<int64_t> ResamplePlan::row_groups(int64_t rows) const {
+  std::vector<int64_t> first{0};
+  for (int64_t row = 1; row < out_.h; ++row) {
+    const int64_t length = row - first.back();
+    const bool piece_ends = h_pieces_.of_row[row] != h_pieces_.of_row[row - 1];
+    if ((length >= rows && piece_ends) || length >= 2 * rows) first.push_back(row);
+  }
+  first.push_back(out_.h);
+  return first;
 }
 
 namespace {

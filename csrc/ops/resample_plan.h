@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/aligned.h"
 #include "ops/levels/kernels.h"
 #include "ops/spline_basis.h"
 
@@ -21,6 +22,16 @@ struct AxisMatrix {
   AxisMatrix(AxisOperator op, int order, int64_t n_in, int64_t n_out, Padding padding, bool moments);
 };
 
+/// The same matrix by pieces: within a cell of the grid its rows are a cubic polynomial, four terms for many rows.
+struct PiecewiseAxis {
+  std::vector<Piece> pieces;
+  std::vector<int64_t> of_row;
+  std::vector<float> position;
+  std::vector<double> weight;
+
+  PiecewiseAxis(const AxisMatrix& matrix, AxisOperator op, int order, int64_t n_in, int64_t n_out);
+};
+
 enum class MapKind { value, derivative };
 
 /// Immutable once built, so threads and calls can share one.
@@ -30,6 +41,9 @@ class ResamplePlan {
 
   Resample view() const;
   int64_t coefficient_count() const { return in_.t * in_.h * pitch_; }
+
+  /// Cuts the output rows into groups of about `rows`, where a piece ends if one does: the first row of each, then out.h.
+  std::vector<int64_t> row_groups(int64_t rows) const;
 
   /// Sum and sum of squares over all outputs of the derivative, exactly from the coefficients.
   struct Moments {
@@ -42,8 +56,10 @@ class ResamplePlan {
   int64_t pitch_;
   Padding padding_;
   AxisMatrix t_, h_, w_;
-  std::vector<float> h_weight_, w_weight_;
-  std::vector<int64_t> w_first_, w_offset_;  // of whole vectors of outputs
+  PiecewiseAxis h_pieces_;
+  AlignedVector<float> w_weight_;
+  std::vector<int64_t> w_first_;  // of whole vectors of outputs
+  int64_t w_taps_ = 0;
 };
 
 /// The plan for these sizes. The last few are kept: building one takes as long as a good part of the op itself, and a

@@ -16,14 +16,15 @@
 
 namespace clipsight {
 
-/// Min-max scaling to [0, 1]. A constant map (to 1e-6 of its magnitude) has scale 0 and gives zeros.
+/// Min-max scaling to [0, 1]. A map or frame that is constant, to 1e-6 of the largest |R| of its volume, has scale 0
+/// and gives zeros.
 struct Normaliser {
   float low, scale;
 };
 
-CLIPSIGHT_HD inline Normaliser make_normaliser(float low, float high) {
-  const float range = high - low, magnitude = fmaxf(fabsf(low), fabsf(high));
-  if (!(range > 1e-6f * magnitude) || range < FLT_MIN) return {low, 0.0f};
+CLIPSIGHT_HD inline Normaliser make_normaliser(float low, float high, float largest) {
+  const float range = high - low;
+  if (!(range > 1e-6f * largest) || range < FLT_MIN) return {low, 0.0f};
   float scale = 1.0f / range;
   while (range * scale < 1.0f) scale = nextafterf(scale, FLT_MAX);  // so that the largest voxel reaches 1 exactly
   return {low, scale};

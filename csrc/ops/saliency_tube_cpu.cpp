@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/aligned.h"
 #include "ops/resample_plan.h"
 
 namespace clipsight {
@@ -33,9 +34,9 @@ class TubePass {
       : args_(args), selective_(selective), parallel_(parallel), k_(kernels(level)),
         plan_(resample_plan(MapKind::value, args.in, args.out, args.order, Padding::replicate, k_.width)),
         value_(plan_->view()),
-        rows_(std::clamp<int64_t>(8192 / args.out.w, 8, 64)),
-        groups_((args.out.h + rows_ - 1) / rows_), units_(args.volumes * args.out.t * groups_),
-        grain_(1 + 16384 / (rows_ * args.out.w)), coefficients_(args.volumes * plan_->coefficient_count()),
+        first_row_(plan_->row_groups(std::clamp<int64_t>(8192 / args.out.w, 8, 64))),
+        groups_(static_cast<int64_t>(first_row_.size()) - 1), units_(args.volumes * args.out.t * groups_),
+        grain_(1 + 16384 * groups_ / (args.out.h * args.out.w)), coefficients_(args.volumes * plan_->coefficient_count()),
         finite_(args.volumes) {
     if (!selective_) return;
     derivative_plan_ = resample_plan(MapKind::derivative, args.in, args.out, args.order, selective_->rule.padding,
@@ -55,24 +56,24 @@ class TubePass {
     int64_t volume, frame, begin, end;  // rows
   };
   Unit unit(int64_t index) const {
-    const int64_t frame = index / groups_, begin = index % groups_ * rows_;
-    return {frame / args_.out.t, frame, begin, std::min(begin + rows_, args_.out.h)};
+    const int64_t frame = index / groups_, group = index % groups_;
+    return {frame / args_.out.t, frame, first_row_[group], first_row_[group + 1]};
   }
 
   /// Buffers of one range of units, and the frame that they hold.
   struct Worker {
-    std::vector<float> narrow, frame;
+    AlignedVector<double> frame;
+    AlignedVector<float> scratch;
     int64_t current = -1;
-    Worker(const Resample& r, int64_t width)
-        : narrow(r.in.h * r.pitch), frame(r.in.h * ((r.out.w + width - 1) / width * width)) {}
+    Worker(const Resample& r, int64_t width) : frame(r.in.h * r.pitch), scratch(row_scratch(r, width)) {}
   };
   RowTask rows(Worker& worker, const Resample& resample, const Unit& u) const {
     if (worker.current != u.frame) {
       k_.frame_coefficients(resample, u.frame % args_.out.t, &coefficients_[u.volume * plan_->coefficient_count()],
-                            worker.narrow.data(), worker.frame.data());
+                            worker.frame.data());
       worker.current = u.frame;
     }
-    return {&resample, worker.frame.data(), u.begin, u.end};
+    return {&resample, worker.frame.data(), u.begin, u.end, worker.scratch.data()};
   }
 
   void filter() {
@@ -87,19 +88,18 @@ class TubePass {
 
   int64_t range_of(const Unit& u) const { return args_.normalize == Normalize::frame ? u.frame : u.volume; }
 
-  /// The range at the voxels next to the samples of the cam: close to the final one, so that from there on most of the
+  /// The range in the rows next to the extremes of the cam: close to the final one, so that from there on most of the
   /// map is seen not to widen it.
-  Range first_range(Worker& worker, const Unit& u) const {
+  Range first_range(Worker& worker, int64_t volume) const {
     const auto nearest = [](int64_t i, int64_t n_in, int64_t n_out) { return n_in == 1 ? 0 : i * (n_out - 1) / (n_in - 1); };
-    const bool per_frame = args_.normalize == Normalize::frame;
+    const float* cam = args_.cam + volume * args_.in.voxels();
+    const auto [smallest, largest] = std::minmax_element(cam, cam + args_.in.voxels());
     float bounds[2] = {Range().low, Range().high};
-    if (2 * args_.in.h > args_.out.h || (!per_frame && 2 * args_.in.t > args_.out.t)) return Range();
-    for (int64_t t = 0; t < (per_frame ? 1 : args_.in.t); ++t) {
-      const int64_t frame = per_frame ? u.frame : u.volume * args_.out.t + nearest(t, args_.in.t, args_.out.t);
-      for (int64_t h = 0; h < args_.in.h; ++h) {
-        const int64_t row = nearest(h, args_.in.h, args_.out.h);
-        k_.widen_range(rows(worker, value_, {u.volume, frame, row, row + 1}), bounds);
-      }
+    for (const float* extreme : {smallest, largest}) {
+      const int64_t line = (extreme - cam) / args_.in.w;
+      const int64_t frame = nearest(line / args_.in.h, args_.in.t, args_.out.t);
+      const int64_t row = nearest(line % args_.in.h, args_.in.h, args_.out.h);
+      k_.widen_range(rows(worker, value_, {volume, volume * args_.out.t + frame, row, row + 1}), bounds);
     }
     return {bounds[0], bounds[1]};
   }
@@ -112,7 +112,9 @@ class TubePass {
       for (int64_t i = begin; i < end; ++i) {
         const Unit u = unit(i);
         if (!finite_[u.volume]) continue;
-        if (i == begin || range_of(u) != range_of(unit(i - 1))) range = first_range(worker, u);
+        if (i == begin || range_of(u) != range_of(unit(i - 1))) {
+          range = args_.normalize == Normalize::frame ? Range() : first_range(worker, u.volume);
+        }
         float bounds[2] = {range.low, range.high};
         k_.widen_range(rows(worker, value_, u), bounds);
         found[i] = range = {bounds[0], bounds[1]};
@@ -120,9 +122,12 @@ class TubePass {
     });
     ranges_.assign(args_.normalize == Normalize::frame ? args_.volumes * args_.out.t : args_.volumes, Range());
     for (int64_t i = 0; i < units_; ++i) ranges_[range_of(unit(i))].widen(found[i]);
+    largest_.assign(args_.volumes, 0.0f);
     const int64_t per_volume = static_cast<int64_t>(ranges_.size()) / args_.volumes;
     for (size_t i = 0; i < ranges_.size(); ++i) {  // a map that overflows float32 is as good as a non-finite one
       if (!std::isfinite(ranges_[i].high - ranges_[i].low)) finite_[i / per_volume] = false;
+      float& largest = largest_[i / per_volume];
+      largest = std::max({largest, std::fabs(ranges_[i].low), std::fabs(ranges_[i].high)});
     }
   }
 
@@ -139,7 +144,6 @@ class TubePass {
       });
     }
     const int64_t units_per_volume = units_ / args_.volumes;
-    const int64_t ranges_per_volume = static_cast<int64_t>(ranges_.size()) / args_.volumes;
     for (int64_t v = 0; v < args_.volumes; ++v) {
       if (!finite_[v]) {
         thresholds_.push_back(kInfinity);
@@ -150,10 +154,7 @@ class TubePass {
         moments.sum = 0;
         for (int64_t i = 0; i < units_per_volume; ++i) moments.sum += sums[v * units_per_volume + i];
       }
-      Range all;
-      for (int64_t i = 0; i < ranges_per_volume; ++i) all.widen(ranges_[v * ranges_per_volume + i]);
-      const float largest = std::max(std::fabs(all.low), std::fabs(all.high));
-      thresholds_.push_back(selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest, rule));
+      thresholds_.push_back(selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest_[v], rule));
     }
   }
 
@@ -177,8 +178,8 @@ class TubePass {
         const bool raw = args_.normalize == Normalize::none;
         const Range range = raw ? Range() : ranges_[range_of(u)];
         task.value = rows(value, value_, u);
-        task.normaliser = raw ? Normaliser{0.0f, 1.0f} : make_normaliser(range.low, range.high);
-        task.floor = raw ? -kInfinity : 0.0f, task.ceiling = raw ? kInfinity : 1.0f;
+        task.normaliser = raw ? Normaliser{0.0f, 1.0f} : make_normaliser(range.low, range.high, largest_[u.volume]);
+        task.ceiling = raw ? kInfinity : 1.0f;
         double sums[2] = {0, 0};
         if (selective_) {
           task.derivative = rows(*derivative, derivative_, u);
@@ -218,10 +219,12 @@ class TubePass {
   const Kernels& k_;
   std::shared_ptr<const ResamplePlan> plan_, derivative_plan_;
   Resample value_, derivative_{};
-  int64_t rows_, groups_, units_, grain_;
-  std::vector<double> coefficients_;
+  std::vector<int64_t> first_row_;  // of each group, then out.h
+  int64_t groups_, units_, grain_;
+  AlignedVector<double> coefficients_;
   std::vector<char> finite_;  // per volume
   std::vector<Range> ranges_;  // per volume, or per frame
+  std::vector<float> largest_;  // |R| per volume
   std::vector<float> thresholds_;
 };
 

@@ -208,14 +208,15 @@ __global__ void __launch_bounds__(kBlock)
     }
     if (threadIdx.x == 0) {
       const float low = from_ordered(state.range.low), high = from_ordered(state.range.high);
-      if (args.normalize == Normalize::clip) normaliser = make_normaliser(low, high);
+      const float largest = fmaxf(fabsf(low), fabsf(high));
+      if (args.normalize == Normalize::clip) normaliser = make_normaliser(low, high, largest);
       if (args.normalize == Normalize::frame) {
         const Range frame = plan.frames[tile.volume * plan.out.t + tile.frame];
-        normaliser = make_normaliser(from_ordered(frame.low), from_ordered(frame.high));
+        normaliser = make_normaliser(from_ordered(frame.low), from_ordered(frame.high), largest);
       }
       if (kSelective) {
         threshold = selection_threshold(state.sum, state.sum_of_squares, plan.out.t * plan.out.h * plan.out.w,
-                                        fmaxf(fabsf(low), fabsf(high)), args.rule);
+                                        largest, args.rule);
       }
     }
     __syncthreads();

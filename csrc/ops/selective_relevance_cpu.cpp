@@ -51,7 +51,9 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
     }
     lows[v] = all.range[0], highs[v] = all.range[1];
     volumes[v].finite = all.finite;
-    if (args.prescale && lows[v] < 0) volumes[v].prescale = make_normaliser(lows[v], highs[v]);
+    if (args.prescale && lows[v] < 0) {
+      volumes[v].prescale = make_normaliser(lows[v], highs[v], std::max(-lows[v], std::fabs(highs[v])));
+    }
   }
 
   // Pre-scaling multiplies G and sigma alike, so both stay in the units of the given volume.

@@ -37,7 +37,9 @@ __global__ void __launch_bounds__(kBlock) find_prescale(SelectiveRelevanceArgs a
       low = block_reduce(low, Min());
       high = block_reduce(high, Max());
     }
-    if (threadIdx.x == 0) rules[v] = {make_normaliser(low, high), args.prescale && low < 0, true, 0.0f};
+    if (threadIdx.x == 0) {
+      rules[v] = {make_normaliser(low, high, fmaxf(-low, fabsf(high))), args.prescale && low < 0, true, 0.0f};
+    }
   }
 }
 

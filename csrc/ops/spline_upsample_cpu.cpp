@@ -2,6 +2,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/aligned.h"
 #include "ops/resample_plan.h"
 #include "ops/spline_upsample.h"
 
@@ -16,7 +17,7 @@ void spline_upsample_cpu(const SplineUpsampleArgs& args, const Parallel& paralle
   const auto plan = resample_plan(MapKind::value, args.in, args.out, args.order, Padding::replicate, k.width);
   const Resample view = plan->view();
   const int64_t count = plan->coefficient_count();
-  std::vector<double> coefficients(args.volumes * count);
+  AlignedVector<double> coefficients(args.volumes * count);
   std::vector<char> finite(args.volumes);
   parallel.for_range(args.volumes, 1 + 4096 / voxels_in, [&](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; ++v) {
@@ -27,7 +28,8 @@ void spline_upsample_cpu(const SplineUpsampleArgs& args, const Parallel& paralle
 
   constexpr float infinity = std::numeric_limits<float>::infinity();
   parallel.for_range(args.volumes * args.out.t, 1 + 16384 / frame_voxels, [&](int64_t begin, int64_t end) {
-    std::vector<float> narrow(args.in.h * view.pitch), frame(args.in.h * (args.out.w + k.width));
+    AlignedVector<double> frame(args.in.h * view.pitch);
+    AlignedVector<float> scratch(row_scratch(view, k.width));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t volume = unit / args.out.t;
       float* output = args.output + unit * frame_voxels;
@@ -35,12 +37,11 @@ void spline_upsample_cpu(const SplineUpsampleArgs& args, const Parallel& paralle
         std::fill_n(output, frame_voxels, std::numeric_limits<float>::quiet_NaN());
         continue;
       }
-      k.frame_coefficients(view, unit % args.out.t, &coefficients[volume * count], narrow.data(),
-                           frame.data());
+      k.frame_coefficients(view, unit % args.out.t, &coefficients[volume * count], frame.data());
       WriteTask task{};
-      task.value = {&view, frame.data(), 0, args.out.h};
+      task.value = {&view, frame.data(), 0, args.out.h, scratch.data()};
       task.normaliser = {0.0f, 1.0f};
-      task.floor = -infinity, task.ceiling = infinity;
+      task.ceiling = infinity;
       task.tube = output;
       k.write(DType::float32, false, task);
     }

@@ -190,8 +190,8 @@ py::dict build_info() {
   for (const SimdLevel level : available_simd_levels()) levels.push_back(to_string(level));
   std::vector<std::string> architectures;
   std::string name;
-  for (const char c : std::string(CLIPSIGHT_CUDA_ARCHS) + ";") {
-    if (c != ';') name += c;
+  for (const char c : std::string(CLIPSIGHT_CUDA_ARCHS) + ",") {
+    if (c != ',') name += c;
     else if (!name.empty()) architectures.push_back(std::exchange(name, ""));
   }
   py::dict info;

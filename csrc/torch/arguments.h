@@ -41,6 +41,7 @@ inline void check_device(const char* op, const char* argument, const Tensor& ten
 
 inline Tensor float32_contiguous(const Tensor& tensor) {
   const bool is_float = tensor.scalar_type() == ScalarType::Float;
+  if (is_float && tensor.is_contiguous()) return tensor;  // the usual case: contiguous() would go through the dispatcher
   return torch::stable::contiguous(is_float ? tensor : torch::stable::to(tensor, ScalarType::Float));
 }
 

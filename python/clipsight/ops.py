@@ -115,8 +115,8 @@ def saliency_tube(
         features, weight, threshold: as in channel_reduce.
         size, order: as in spline_upsample.
         relu: drops negative values of the cam, before up-sampling.
-        normalize: "clip" scales each map to [0, 1], "frame" each of its frames, "none" leaves it raw. A constant map
-            (max - min <= 1e-6 of the largest magnitude) becomes 0.
+        normalize: "clip" scales each map to [0, 1], "frame" each of its frames, "none" leaves it raw. A map or
+            frame that is constant (max - min <= 1e-6 of the largest |value| of the whole map) becomes 0.
         dtype: float32, float16, or uint8 (255 * map, rounded half to even; not with normalize="none").
         out: result memory, contiguous [N, M, T, H, W] of type `dtype`.
 

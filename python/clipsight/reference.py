@@ -23,7 +23,7 @@ from torch import Tensor
 VOLUME = (-3, -2, -1)
 FRAME = (-2, -1)
 SOBEL = ((-1.0, 0.0, 1.0), (1.0, 2.0, 1.0), (1.0, 2.0, 1.0))  # taps over frames, rows, columns
-CONSTANT = 1e-6  # a map whose max - min is below this share of max|R| is constant
+CONSTANT = 1e-6  # a map or frame whose max - min is at most this share of max|R| over its volume is constant
 
 
 # ---- matrices -------------------------------------------------------------------------------------------------------
@@ -175,7 +175,8 @@ def selective_relevance(
     relevance = relevance + _nan_if_not_finite(relevance)
     if prescale:
         low, high = relevance.amin(VOLUME, True), relevance.amax(VOLUME, True)
-        relevance = torch.where(low < 0, (relevance - low) / _span(low, high), relevance)
+        peak = torch.maximum(low.abs(), high.abs())
+        relevance = torch.where(low < 0, (relevance - low) / _span(low, high, peak), relevance)
     g = sobel_temporal(relevance, padding)
     spread = g.abs() if sigma_of == "abs" else g
     sigma = spread.double().std(VOLUME, correction=min(_voxels(volume) - 1, 1), keepdim=True)
@@ -267,10 +268,10 @@ def _nan_if_not_finite(volume: Tensor) -> Tensor:
     return (volume - volume).sum(VOLUME, True)
 
 
-def _span(low: Tensor, high: Tensor) -> Tensor:
-    """max - min, or infinity for a constant map: dividing by it gives zeros."""
+def _span(low: Tensor, high: Tensor, peak: Tensor) -> Tensor:
+    """max - min, or infinity for a constant map or frame: dividing by it gives zeros."""
     span = high - low
-    return torch.where(span <= CONSTANT * torch.maximum(low.abs(), high.abs()), math.inf, span)
+    return torch.where(span <= CONSTANT * peak, math.inf, span)
 
 
 def _normalise(relevance: Tensor, normalize: str, dtype: torch.dtype | str) -> tuple[Tensor, Tensor]:
@@ -279,7 +280,7 @@ def _normalise(relevance: Tensor, normalize: str, dtype: torch.dtype | str) -> t
     axes = FRAME if normalize == "frame" else VOLUME
     low, high = relevance.amin(axes, True), relevance.amax(axes, True)
     peak = torch.maximum(low.abs(), high.abs()).amax(-3, True)
-    tube = relevance if normalize == "none" else (relevance - low) / _span(low, high)
+    tube = relevance if normalize == "none" else (relevance - low) / _span(low, high, peak)
     if dtype == torch.uint8:
         tube = torch.where(peak.isnan(), 0.0, tube * 255).round()
     return tube if dtype == torch.float32 else tube.to(dtype), peak

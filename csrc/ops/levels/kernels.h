@@ -20,35 +20,65 @@ struct ReduceTask {
   double* sums;          // [count][end - begin]; overwritten
 };
 
-/// A banded matrix: row i has the weights offset[i] .. offset[i+1], for the columns from first[i] on. The one for the
-/// w axis has rows of a whole vector of outputs, its weights packed [column][width].
-template <class T>
+/// A banded matrix: row i has the weights offset[i] .. offset[i+1], for the columns from first[i] on.
 struct Bands {
   const int64_t* first;
   const int64_t* offset;
-  const T* weight;
+  const double* weight;
+};
+
+/// The same for whole vectors of outputs: block i has `taps` columns from first[i] on, with weights [taps][width].
+struct BlockBands {
+  const int64_t* first;
+  int64_t taps;
+  const float* weight;
+};
+
+/// Neighbouring output rows [begin, end) that are one polynomial of their position in a cell of the grid: four terms
+/// (cubic, lowest power first), or a single row as it is. Each term is a banded row over the columns from first on.
+struct Piece {
+  int64_t begin, end;
+  int64_t first, taps;
+  int terms;         // 4, or 1 (a single row)
+  int64_t offset;    // of its weights [terms, taps]
+};
+
+/// An axis cut into pieces.
+struct Pieces {
+  const Piece* piece;
+  const int64_t* of_row;  // [n_out]: the index of the piece
+  const float* position;  // [n_out]: in its cell, 0 to 1
+  const double* weight;
 };
 
 /// Three matrices that turn spline coefficients [in.t, in.h, pitch] into a volume [out.t, out.h, out.w].
 struct Resample {
   Shape3 in, out;
   int64_t pitch;  // in.w rounded up to whole vectors; the padding repeats the last column
-  Bands<double> t;
-  Bands<float> h, w;
+  Bands t;
+  Pieces h;
+  BlockBands w;
 };
 
-/// One frame after the t and w stages, [in.h, out.w rounded up to whole vectors], and the output rows that are wanted.
+/// One frame after the t stage, float64 [in.h, pitch], and the output rows that are wanted.
 struct RowTask {
   const Resample* resample;
-  const float* frame;
+  const double* frame;
   int64_t begin, end;
+  float* scratch;  // row_scratch(resample, width) values
 };
-constexpr int kRowGroup = 8;  // rows that are written together
+
+constexpr int kSlots = 3;  // pieces of a derivative that one piece of the map usually meets
+
+/// Terms of one piece before the w stage, and of kSlots pieces after it.
+inline int64_t row_scratch(const Resample& r, int64_t width) {
+  return 4 * (r.pitch + kSlots * ((r.out.w + width - 1) / width * width));
+}
 
 struct WriteTask {
   RowTask value;
   Normaliser normaliser;
-  float floor, ceiling;     // 0 and 1, or infinite where the map stays raw
+  float ceiling;            // 1, or infinity where the map stays raw
   void* tube;               // of this frame: row r at r * out.w
   // selective only:
   RowTask derivative;
@@ -83,9 +113,8 @@ struct SelectTask {
 struct Kernels {
   int width;
   void (*reduce)(DType features, const ReduceTask& task);
-  /// `narrow` [in.h, pitch] is scratch.
-  void (*frame_coefficients)(const Resample& resample, int64_t frame, const double* coefficients, float* narrow,
-                             float* out);
+  /// The t stage: `out` [in.h, pitch].
+  void (*frame_coefficients)(const Resample& resample, int64_t frame, const double* coefficients, double* out);
   /// Widens range = {low, high} by the rows; what cannot widen it is skipped.
   void (*widen_range)(const RowTask& task, float* range);
   void (*write)(DType output, bool selective, const WriteTask& task);
