@@ -28,7 +28,7 @@ from clipsight.models.beside_torchvision import import_torchvision
 SIZE = (16, 112, 112)
 HEAD_BOUND_MS = 1.0
 OVERHEAD_BOUND = 1.02
-PAIRS = 60
+PAIRS = 100
 
 
 class Features(torch.nn.Module):

@@ -4,6 +4,7 @@
 // kBlock additions, below a plain float32 matrix product's, however many channels there are.
 
 constexpr int64_t kBlock = 32;
+constexpr int64_t kAhead = 8;  // channels: hardware prefetchers stop at each page
 
 /// MAPS x VECTORS accumulators over the channels of one block; features are read once for all maps. Where the vector
 /// overlaps one that was summed before, its last `valid` lanes count; a row shorter than a vector has SHORT.
@@ -17,6 +18,7 @@ static inline void reduce_tile(const ReduceTask& task, int64_t c0, int64_t c1, i
     Vec x[VECTORS];
     for (int v = 0; v < VECTORS; ++v) {
       using Packed = typename T::Packed;
+      if (!SHORT) __builtin_prefetch(row + kAhead * task.stride_c + v * kWidth);
       x[v] = T::unpack(SHORT ? load_first<Packed>(row, valid) : load_as<Packed>(row + v * kWidth));
     }
     for (int m = 0; m < MAPS; ++m) {

@@ -201,13 +201,15 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t item = blockIdx.x; item < tiling.items; item += gridDim.x) {
     const Tile tile(plan, tiling, item);
     const VolumeState& state = plan.state[tile.volume];
-    const bool finite = state.finite != 0;
+    const float low = from_ordered(state.range.low), high = from_ordered(state.range.high);
+    const bool ranged = kSelective || args.normalize != Normalize::none;
+    // A map whose range overflows is as good as a non-finite one.
+    const bool finite = state.finite != 0 && (!ranged || isfinite(high - low));
     if (finite) {
       stage_rows(plan, plan.map, tile, tiling.pitch, rows_of_map);
       if (kSelective) stage_rows(plan, plan.derivative, tile, tiling.pitch, rows_of_derivative);
     }
     if (threadIdx.x == 0) {
-      const float low = from_ordered(state.range.low), high = from_ordered(state.range.high);
       const float largest = fmaxf(fabsf(low), fabsf(high));
       if (args.normalize == Normalize::clip) normaliser = make_normaliser(low, high, largest);
       if (args.normalize == Normalize::frame) {
