@@ -59,7 +59,7 @@ def machine() -> dict:
     return {
         "cpu": name,
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "simd": build_info()["kernels"]["simd"],
