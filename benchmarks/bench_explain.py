@@ -91,8 +91,7 @@ def _explained_against_plain(explained, clip: torch.Tensor) -> Iterator[dict]:
 
 
 def _script(module: torch.nn.Module, clip: torch.Tensor) -> Callable:
-    with torchscript.quiet(), torch.no_grad():
-        frozen = torch.jit.freeze(torch.jit.trace(module, clip, check_trace=False).eval())
+    frozen = torchscript.convert(module, (clip,))
 
     def run():
         with torch.inference_mode():

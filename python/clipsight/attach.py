@@ -10,6 +10,7 @@ and the captured graph is rewired to return `(logits, features, classifier weigh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,16 +78,22 @@ class Classifier:
 
 
 @torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
-def capture(network: nn.Module, example: Tensor) -> GraphModule:
-    """The network's dataflow at one clip size as a graph of ATen ops, with a free batch size; parameters are shared."""
-    batch = torch.zeros(2, *example.shape[1:], dtype=example.dtype, device=example.device)
+def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule:
+    """The network's dataflow at one clip size as a graph of ATen ops, with a free batch size; parameters are shared.
+
+    Args:
+        network: in eval mode.
+        shape: of one clip, `(channels, T, H, W)`.
+        like: its `dtype` and `device`.
+    """
+    batch = torch.zeros(2, *shape, **like)
     try:
         with torch.no_grad():
             program = torch.export.export(network, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
     except Exception as error:
         raise AttachError(
             f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
-            f"{list(example.shape)}: {error}"
+            f"[N, {', '.join(map(str, shape))}]: {error}"
         ) from error
     module = _unlifted(program)
     _free_batch(module.graph)
@@ -135,14 +142,14 @@ def attach(module: GraphModule, network: nn.Module, head: str | None, features: 
     """
     graph = module.graph
     classifier = _choose_classifier(graph, network, head)
-    source = _output_of(graph, network, features) if features else _pooling_input(graph, network, classifier)
+    source = _output_of(graph, features) if features else _pooling_input(graph, classifier)
     weight = classifier.node.args[1]
     channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
     if channels != expected:
         raise AttachError(
             f"explain: the features {_where(source)} must have the {expected} channels that the "
             f"classifier '{classifier.name}' reads, got {channels} channels. Its weights say nothing about other "
-            f"layers; Grad-CAM is the method for those." + _candidates(graph, network)
+            f"layers; Grad-CAM is the method for those." + _candidates(graph)
         )
     output = next(iter(reversed(graph.nodes)))
     output.args = ((classifier.logits, source, weight),)
@@ -163,7 +170,7 @@ def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | No
         if len(chosen) != 1:
             raise AttachError(
                 f"explain: head must name one classifier of the network, expected one of "
-                f"{sorted(c.name for c in found)}, got {head!r}." + _candidates(graph, network)
+                f"{sorted(c.name for c in found)}, got {head!r}." + _candidates(graph)
             )
         return chosen[0]
     if len(found) > 1:
@@ -173,7 +180,7 @@ def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | No
         raise AttachError(
             "explain: the logits must come from a linear layer or a 1x1x1 convolution behind a global pooling; "
             f"{type(network).__name__} ends otherwise, so Saliency Tubes are not defined for it. Grad-CAM explains "
-            "such networks." + _candidates(graph, network)
+            "such networks." + _candidates(graph)
         )
     return found[0]
 
@@ -202,7 +209,7 @@ def _is_classifier(node: Node) -> bool:
 # ---- The features ---------------------------------------------------------------------------------------------------
 
 
-def _pooling_input(graph: torch.fx.Graph, network: nn.Module, classifier: Classifier) -> Node:
+def _pooling_input(graph: torch.fx.Graph, classifier: Classifier) -> Node:
     node = classifier.node.args[0]
     while node.op == "call_function" and node.target in _TRANSPARENT:
         node = node.args[0]
@@ -221,7 +228,7 @@ def _pooling_input(graph: torch.fx.Graph, network: nn.Module, classifier: Classi
             f"explain: a global average pooling over t, h, w must stand in front of the classifier "
             f"'{classifier.name}', got '{_op(node)}' {_where(node)}. Saliency Tubes are not defined for such a head "
             f"(C3D and other fully connected heads); Grad-CAM is. Where there is a pooling after all, name its input "
-            f"with features=." + _candidates(graph, network)
+            f"with features=." + _candidates(graph)
         )
     return source
 
@@ -235,17 +242,17 @@ def _channels_first(graph: torch.fx.Graph, source: Node) -> Node:
     return moved
 
 
-def _output_of(graph: torch.fx.Graph, network: nn.Module, path: str) -> Node:
+def _output_of(graph: torch.fx.Graph, path: str) -> Node:
     inside = [n for n in graph.nodes if n.op == "call_function" and path in _stack(n)]
     if not inside:
         raise AttachError(
-            f"explain: features must name a module that the network runs, got {path!r}." + _candidates(graph, network)
+            f"explain: features must name a module that the network runs, got {path!r}." + _candidates(graph)
         )
     value = inside[-1].meta["val"]
     if not isinstance(value, Tensor) or value.dim() not in (4, 5):
         raise AttachError(
             f"explain: features must name a module with an output [N, C, t, h, w], {path!r} gives "
-            f"{list(getattr(value, 'shape', []))}." + _candidates(graph, network)
+            f"{list(getattr(value, 'shape', []))}." + _candidates(graph)
         )
     return inside[-1]
 
@@ -253,7 +260,7 @@ def _output_of(graph: torch.fx.Graph, network: nn.Module, path: str) -> Node:
 # ---- Names for people -----------------------------------------------------------------------------------------------
 
 
-def _candidates(graph: torch.fx.Graph, network: nn.Module) -> str:
+def _candidates(graph: torch.fx.Graph) -> str:
     heads, layers = {}, {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor) or not _name(node):

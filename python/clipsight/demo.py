@@ -118,9 +118,7 @@ def _times(explained, out: Path, clip: torch.Tensor, rounds: int = 20) -> dict[s
 
     size = tuple(clip.shape[2:])
     plain = explained.plain_at(size)
-    with torchscript.quiet(), torch.no_grad():
-        frozen = torch.jit.freeze(torch.jit.trace(plain.eval(), clip))
-        scripts = [frozen, load(out / FILES["TorchScript"])]
+    scripts = [torchscript.convert(plain, (clip,)), load(out / FILES["TorchScript"])]
     graphs = [
         onnx.convert(plain, (clip.expand(2, -1, -1, -1, -1),), ["logits"]).SerializeToString(),
         str(out / FILES["ONNX"]),

@@ -91,7 +91,7 @@ class ExplainedModel(nn.Module):
         self._like = {"dtype": example.dtype, "device": example.device}
 
         with torch.inference_mode():
-            logits, grid, weight = self._graph(self.size)(_pair(example))
+            logits, grid, weight = self._graph(self.size)(_one(example))
         if logits.dim() != 2:
             raise attach.AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
         self.num_classes = logits.shape[1]
@@ -150,8 +150,8 @@ class ExplainedModel(nn.Module):
 
     def _graph(self, size: Size) -> GraphModule:
         if size not in self._graphs:
-            clip = torch.zeros(2, self.channels, *size, **self._like)
-            self._graphs[size] = attach.attach(attach.capture(self.model, clip), self.model, self.head, self.features)
+            graph = attach.capture(self.model, (self.channels, *size), self._like)
+            self._graphs[size] = attach.attach(graph, self.model, self.head, self.features)
         return self._graphs[size]
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
@@ -293,8 +293,8 @@ def _check_clip(clip: Tensor) -> None:
         raise TypeError(f"explain: clip must hold floating-point values, got {clip.dtype}")
 
 
-def _pair(example: Tensor) -> Tensor:
-    return example[:1].expand(2, *example.shape[1:]) if example.shape[0] else example.new_zeros(2, *example.shape[1:])
+def _one(example: Tensor) -> Tensor:
+    return example[:1] if example.shape[0] else example.new_zeros(1, *example.shape[1:])
 
 
 def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
@@ -304,7 +304,7 @@ def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
         return model
     try:
         with torch.inference_mode():
-            model(_pair(example))
+            model(_one(example))
         return model  # a 2-D network that takes clips and goes over the frames itself
     except Exception:
         return attach.FrameByFrame(model).eval()

@@ -127,7 +127,7 @@ def sliding_windows(
         VideoError: too few frames, or `step` out of range.
     """
     length, stride = preprocessing.frames, preprocessing.stride
-    step = max(length // 2, 1) if step is None else step
+    step = default_step(length) if step is None else step
     if not 1 <= step <= length:
         raise VideoError(f"windows: step must be 1 to {length} (the clip's frames), got {step}")
     geometry, held, count, emitted = None, deque(maxlen=length), 0, 0
@@ -150,6 +150,11 @@ def sliding_windows(
         yield Window(0, count, to_clip([held[i % count] for i in range(length)], preprocessing))
     elif emitted < count:
         yield Window(count - length, length, to_clip(held, preprocessing))
+
+
+def default_step(length: int) -> int:
+    """Half a window of `length` frames: every frame but the first and last few is seen twice."""
+    return max(length // 2, 1)
 
 
 def triangle(length: int) -> np.ndarray:

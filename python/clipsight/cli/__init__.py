@@ -125,6 +125,7 @@ def explain(
     """Show where a network looks in a video: heat, focus and motion as video, a contact sheet, result.json."""
     from .. import render
     from ..video import VideoReader
+    from ..windows import default_step
     from . import explaining
 
     started = time.perf_counter()
@@ -142,7 +143,8 @@ def explain(
         if not network.has_motion and set(methods) - {"tube"}:
             raise CommandError(f"method: {model} was exported without motion maps, so only tube can be shown")
         with _progress() as bars:
-            windows = _estimate_windows(reader.frame_count, network.preprocessing, step)
+            every = step or default_step(network.preprocessing.frames)
+            windows = _estimate_windows(reader.frame_count, network.preprocessing, every)
             task = bars.add_task("network", total=windows, unit="windows")
             done = explaining.run_network(
                 network,
@@ -179,14 +181,14 @@ def explain(
         "model": network.describe() | {"preprocessing": network.preprocessing.to_dict()},
         "options": {
             "methods": methods,
-            "step": step or max(network.preprocessing.frames // 2, 1),
+            "step": every,
             "normalize": normalize.value,
             "loop": loop,
         },
         "top": explaining.top_classes(done.probabilities, network.labels),
         "maps": [
             {"name": n, "motion_share": s}
-            for n, s in zip(done.names, explaining._numbers(done.motion_share), strict=True)
+            for n, s in zip(done.names, explaining.numbers(done.motion_share), strict=True)
         ],
         "windows": done.windows,
         "seconds": {
@@ -329,11 +331,11 @@ def read_labels(path: Path) -> list[str]:
         raise CommandError(f"labels: {path} must be a text file with one name a line ({error})") from error
 
 
-def _estimate_windows(frame_count: int | None, preprocessing, step: int | None) -> int | None:
+def _estimate_windows(frame_count: int | None, preprocessing, step: int) -> int | None:
     if not frame_count:
         return None
     sampled = -(-frame_count // preprocessing.stride)
-    return 1 + max(0, -(-(sampled - preprocessing.frames) // (step or max(preprocessing.frames // 2, 1))))
+    return 1 + max(0, -(-(sampled - preprocessing.frames) // step))
 
 
 def _progress() -> Progress:

@@ -55,9 +55,11 @@ class Explained:
 
 def choose_classes(texts: list[str], labels: list[str] | None) -> tuple[int, ...] | int:
     """Class indices as named by `--class`; or a number k for the k most probable ones of the whole video."""
-    top = re.fullmatch(r"predicted|top(\d+)", texts[0]) if texts else re.match("", "")
-    if not texts or (len(texts) == 1 and top):
-        return max(int(top[1] or 1), 1) if texts else 1
+    if not texts:
+        return 1
+    top = re.fullmatch(r"predicted|top(\d+)", texts[0])
+    if len(texts) == 1 and top:
+        return max(int(top[1] or 1), 1)
     known = {label.lower(): i for i, label in enumerate(labels or [])}
     chosen = []
     for text in texts:
@@ -133,7 +135,7 @@ def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *,
             {
                 "frames": [window.start * stride, (window.start + window.used - 1) * stride],
                 "top": top_classes(probabilities[-1], labels),
-                "motion_share": _numbers(answer.motion_share),
+                "motion_share": numbers(answer.motion_share),
             }
         )
         progress(len(windows))
@@ -279,7 +281,7 @@ def _tail(names: list[str], index: int) -> str:
     return f"-{slugs[index]}" if slugs.count(slugs[index]) == 1 else f"-{index}-{slugs[index]}"
 
 
-def _numbers(values: np.ndarray) -> list[float | None]:
+def numbers(values: np.ndarray) -> list[float | None]:
     return [round(float(v), 6) if np.isfinite(v) else None for v in values]
 
 
@@ -287,7 +289,7 @@ def _plain(value):
     if isinstance(value, Fraction):
         return float(value)
     if isinstance(value, np.ndarray):
-        return _numbers(value)
+        return numbers(value)
     if isinstance(value, np.generic):
         return value.item()
     return str(value)

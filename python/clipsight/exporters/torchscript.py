@@ -37,6 +37,12 @@ def build(explained, sizes, plugin: bool, names) -> torch.jit.ScriptModule:
     return module
 
 
+def convert(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    """A module over (clip[, classes]) traced and frozen; the batch size stays free."""
+    with quiet(), torch.no_grad():
+        return torch.jit.freeze(torch.jit.trace(module.eval(), inputs, check_trace=False))
+
+
 def save(module: torch.jit.ScriptModule, path: Path, manifest: Manifest) -> None:
     with quiet():
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: manifest.to_json()})
