@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
+#include "core/workspace.h"
 #include "ops/channel_reduce.h"
 #include "ops/levels/kernels.h"
 
@@ -23,12 +23,13 @@ void channel_reduce_cpu(const ChannelReduceArgs& args, const Parallel& parallel,
   if (n_count * m_count * s_count == 0) return;
   const Kernels& k = kernels(level);
 
-  std::vector<float> gated;
+  Workspace workspace;
   const float* weight = args.weight;
   if (args.threshold > -INFINITY) {
-    gated.resize((args.weight_stride_n ? n_count : 1) * m_count * c_count);
-    std::transform(weight, weight + gated.size(), gated.begin(), [&](float w) { return gate(w, args.threshold); });
-    weight = gated.data();
+    const int64_t count = (args.weight_stride_n ? n_count : 1) * m_count * c_count;
+    float* gated = workspace.array<float>(count);
+    std::transform(weight, weight + count, gated, [&](float w) { return gate(w, args.threshold); });
+    weight = gated;
   }
 
   const bool channels_last = args.stride_s != 1;
@@ -42,7 +43,7 @@ void channel_reduce_cpu(const ChannelReduceArgs& args, const Parallel& parallel,
 
   const auto position_count = [&](int64_t t) { return std::min(tile, s_count - t * tile); };
   const int64_t slot = kMapTile * tile;
-  std::vector<double> partial(ranges > 1 ? whole * ranges * slot : 0);
+  double* partial = workspace.array<double>(ranges > 1 ? whole * ranges * slot : 0);
   const auto finish = [&](int64_t n, int64_t m0, int64_t t, const double* sums, int64_t parts) {
     const int64_t maps = std::min(kMapTile, m_count - m0), positions = position_count(t);
     for (int64_t m = 0; m < maps; ++m) {
@@ -57,7 +58,8 @@ void channel_reduce_cpu(const ChannelReduceArgs& args, const Parallel& parallel,
 
   const int64_t unit_work = c_count / ranges * tile * std::min(kMapTile, m_count);
   parallel.for_range(whole * ranges, 1 + kWork / (2 * std::max<int64_t>(unit_work, 1)), [&](int64_t begin, int64_t end) {
-    std::vector<double> own(ranges > 1 ? 0 : slot);
+    Workspace scratch;
+    double* own = scratch.array<double>(ranges > 1 ? 0 : slot);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t part = unit % ranges, t = unit / ranges % tiles, m0 = unit / ranges / tiles % map_tiles * kMapTile;
       const int64_t n = unit / ranges / tiles / map_tiles;
@@ -70,9 +72,9 @@ void channel_reduce_cpu(const ChannelReduceArgs& args, const Parallel& parallel,
       task.weight = weight + n * args.weight_stride_n + m0 * c_count;
       task.weight_stride = c_count;
       task.count = static_cast<int>(std::min(kMapTile, m_count - m0));
-      task.sums = ranges > 1 ? &partial[unit * slot] : own.data();
+      task.sums = ranges > 1 ? &partial[unit * slot] : own;
       k.reduce(args.features_dtype, task);
-      if (ranges == 1) finish(n, m0, t, own.data(), 1);
+      if (ranges == 1) finish(n, m0, t, own, 1);
     }
   });
   for (int64_t i = 0; ranges > 1 && i < whole; ++i) {

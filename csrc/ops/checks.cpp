@@ -1,6 +1,8 @@
 #include "ops/checks.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
@@ -149,10 +151,12 @@ SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padd
   return rule;
 }
 
-void check_out(const char* op, const char* name, Dims expected, Dims got, const std::string& expected_dtype,
-               const std::string& got_dtype, bool contiguous) {
-  if (to_string(expected) != to_string(got)) fail(op, name, "must have shape " + to_string(expected), to_string(got));
-  if (expected_dtype != got_dtype) fail(op, name, "must be " + expected_dtype, got_dtype);
+void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,
+               const char* got_dtype, bool contiguous) {
+  if (!std::equal(expected.begin(), expected.end(), got.begin(), got.end())) {
+    fail(op, name, "must have shape " + to_string(expected), to_string(got));
+  }
+  if (std::strcmp(expected_dtype, got_dtype) != 0) fail(op, name, std::string("must be ") + expected_dtype, got_dtype);
   if (!contiguous) fail(op, name, "must be contiguous", "another layout");
 }
 

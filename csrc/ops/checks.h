@@ -68,7 +68,7 @@ SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padd
                          const std::string& sigma_of, DType storage = DType::float32);
 
 /// An out= argument: exact shape and dtype, contiguous. `got_dtype` is the front end's own name of the dtype.
-void check_out(const char* op, const char* name, Dims expected, Dims got, const std::string& expected_dtype,
-               const std::string& got_dtype, bool contiguous);
+void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,
+               const char* got_dtype, bool contiguous);
 
 }  // namespace clipsight

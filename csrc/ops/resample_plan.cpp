@@ -116,23 +116,20 @@ ResamplePlan::ResamplePlan(MapKind kind, Shape3 in, Shape3 out, int order, Paddi
       }
     }
   }
+  const int64_t rows = std::clamp<int64_t>(8192 / out.w, 8, 64);
+  row_groups_.push_back(0);
+  for (int64_t row = 1; row < out.h; ++row) {
+    const int64_t length = row - row_groups_.back();
+    const bool piece_ends = h_pieces_.of_row[row] != h_pieces_.of_row[row - 1];
+    if ((length >= rows && piece_ends) || length >= 2 * rows) row_groups_.push_back(row);
+  }
+  row_groups_.push_back(out.h);
 }
 
 Resample ResamplePlan::view() const {
   return {in_, out_, pitch_, {t_.first.data(), t_.offset.data(), t_.weight.data()},
           {h_pieces_.pieces.data(), h_pieces_.of_row.data(), h_pieces_.position.data(), h_pieces_.weight.data()},
           {w_first_.data(), w_taps_, w_weight_.data()}};
-}
-
-std::vector<int64_t> ResamplePlan::row_groups(int64_t rows) const {
-  std::vector<int64_t> first{0};
-  for (int64_t row = 1; row < out_.h; ++row) {
-    const int64_t length = row - first.back();
-    const bool piece_ends = h_pieces_.of_row[row] != h_pieces_.of_row[row - 1];
-    if ((length >= rows && piece_ends) || length >= 2 * rows) first.push_back(row);
-  }
-  first.push_back(out_.h);
-  return first;
 }
 
 namespace {
@@ -154,20 +151,20 @@ void apply_gram(const AxisMatrix& axis, int64_t n, int64_t outer, int64_t inner,
 
 }  // namespace
 
-ResamplePlan::Moments ResamplePlan::moments(const double* coefficients) const {
+ResamplePlan::Moments ResamplePlan::moments(const double* coefficients, Workspace& workspace) const {
   const int64_t plane = in_.h * in_.w, count = in_.t * plane;
-  std::vector<double> c(count), a(count), b(count);
+  double *c = workspace.array<double>(count), *a = workspace.array<double>(count), *b = workspace.array<double>(count);
   for (int64_t row = 0; row < in_.t * in_.h; ++row) {
-    std::copy_n(coefficients + row * pitch_, in_.w, c.data() + row * in_.w);
+    std::copy_n(coefficients + row * pitch_, in_.w, c + row * in_.w);
   }
   // With replicate borders the derivative does not see what is constant in time; without it the quadratic form does
   // not cancel on maps that hardly change.
   if (padding_ == Padding::replicate) {
     for (int64_t i = count - 1; i >= 0; --i) c[i] -= c[i % plane];
   }
-  apply_gram(t_, in_.t, 1, plane, c.data(), a.data());
-  apply_gram(h_, in_.h, in_.t, in_.w, a.data(), b.data());
-  apply_gram(w_, in_.w, in_.t * in_.h, 1, b.data(), a.data());
+  apply_gram(t_, in_.t, 1, plane, c, a);
+  apply_gram(h_, in_.h, in_.t, in_.w, a, b);
+  apply_gram(w_, in_.w, in_.t * in_.h, 1, b, a);
   Moments result{0.0, 0.0};
   for (int64_t t = 0, i = 0; t < in_.t; ++t) {
     for (int64_t h = 0; h < in_.h; ++h) {

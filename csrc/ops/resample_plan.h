@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/aligned.h"
+#include "core/workspace.h"
 #include "ops/levels/kernels.h"
 #include "ops/spline_basis.h"
 
@@ -42,14 +43,15 @@ class ResamplePlan {
   Resample view() const;
   int64_t coefficient_count() const { return in_.t * in_.h * pitch_; }
 
-  /// Cuts the output rows into groups of about `rows`, where a piece ends if one does: the first row of each, then out.h.
-  std::vector<int64_t> row_groups(int64_t rows) const;
+  /// The output rows in groups that are worth a unit of work and end where a piece ends if one does: the first row of
+  /// each, then out.h.
+  const std::vector<int64_t>& row_groups() const { return row_groups_; }
 
   /// Sum and sum of squares over all outputs of the derivative, exactly from the coefficients.
   struct Moments {
     double sum, sum_of_squares;
   };
-  Moments moments(const double* coefficients) const;
+  Moments moments(const double* coefficients, Workspace& workspace) const;
 
  private:
   Shape3 in_, out_;
@@ -60,6 +62,7 @@ class ResamplePlan {
   AlignedVector<float> w_weight_;
   std::vector<int64_t> w_first_;  // of whole vectors of outputs
   int64_t w_taps_ = 0;
+  std::vector<int64_t> row_groups_;
 };
 
 /// The plan for these sizes. The last few are kept: building one takes as long as a good part of the op itself, and a

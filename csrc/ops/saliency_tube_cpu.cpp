@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
-#include <vector>
+#include <optional>
 
-#include "core/aligned.h"
+#include "core/workspace.h"
 #include "ops/resample_plan.h"
 
 namespace clipsight {
@@ -33,11 +33,11 @@ class TubePass {
   TubePass(const SaliencyTubeArgs& args, const SelectiveTubeArgs* selective, const Parallel& parallel, SimdLevel level)
       : args_(args), selective_(selective), parallel_(parallel), k_(kernels(level)),
         plan_(resample_plan(MapKind::value, args.in, args.out, args.order, Padding::replicate, k_.width)),
-        value_(plan_->view()),
-        first_row_(plan_->row_groups(std::clamp<int64_t>(8192 / args.out.w, 8, 64))),
-        groups_(static_cast<int64_t>(first_row_.size()) - 1), units_(args.volumes * args.out.t * groups_),
-        grain_(1 + 16384 * groups_ / (args.out.h * args.out.w)), coefficients_(args.volumes * plan_->coefficient_count()),
-        finite_(args.volumes) {
+        value_(plan_->view()), first_row_(plan_->row_groups().data()),
+        groups_(static_cast<int64_t>(plan_->row_groups().size()) - 1), units_(args.volumes * args.out.t * groups_),
+        grain_(1 + 16384 * groups_ / (args.out.h * args.out.w)),
+        coefficients_(workspace_.array<double>(args.volumes * plan_->coefficient_count())),
+        finite_(workspace_.array<bool>(args.volumes)) {
     if (!selective_) return;
     derivative_plan_ = resample_plan(MapKind::derivative, args.in, args.out, args.order, selective_->rule.padding,
                                      k_.width);
@@ -62,18 +62,19 @@ class TubePass {
 
   /// Buffers of one range of units, and the frame that they hold.
   struct Worker {
-    AlignedVector<double> frame;
-    AlignedVector<float> scratch;
+    double* frame;
+    float* scratch;
     int64_t current = -1;
-    Worker(const Resample& r, int64_t width) : frame(r.in.h * r.pitch), scratch(row_scratch(r, width)) {}
+    Worker(Workspace& workspace, const Resample& r, int64_t width)
+        : frame(workspace.array<double>(r.in.h * r.pitch)), scratch(workspace.array<float>(row_scratch(r, width))) {}
   };
   RowTask rows(Worker& worker, const Resample& resample, const Unit& u) const {
     if (worker.current != u.frame) {
       k_.frame_coefficients(resample, u.frame % args_.out.t, &coefficients_[u.volume * plan_->coefficient_count()],
-                            worker.frame.data());
+                            worker.frame);
       worker.current = u.frame;
     }
-    return {&resample, worker.frame.data(), u.begin, u.end, worker.scratch.data()};
+    return {&resample, worker.frame, u.begin, u.end, worker.scratch};
   }
 
   void filter() {
@@ -105,9 +106,10 @@ class TubePass {
   }
 
   void find_ranges() {
-    std::vector<Range> found(units_);
+    Range* found = workspace_.array<Range>(units_, Range());
     parallel_.for_range(units_, grain_, [&](int64_t begin, int64_t end) {
-      Worker worker(value_, k_.width);
+      Workspace workspace;
+      Worker worker(workspace, value_, k_.width);
       Range range;
       for (int64_t i = begin; i < end; ++i) {
         const Unit u = unit(i);
@@ -120,11 +122,11 @@ class TubePass {
         found[i] = range = {bounds[0], bounds[1]};
       }
     });
-    ranges_.assign(args_.normalize == Normalize::frame ? args_.volumes * args_.out.t : args_.volumes, Range());
+    const int64_t per_volume = args_.normalize == Normalize::frame ? args_.out.t : 1;
+    ranges_ = workspace_.array<Range>(args_.volumes * per_volume, Range());
     for (int64_t i = 0; i < units_; ++i) ranges_[range_of(unit(i))].widen(found[i]);
-    largest_.assign(args_.volumes, 0.0f);
-    const int64_t per_volume = static_cast<int64_t>(ranges_.size()) / args_.volumes;
-    for (size_t i = 0; i < ranges_.size(); ++i) {  // a map that overflows float32 is as good as a non-finite one
+    largest_ = workspace_.array<float>(args_.volumes, 0.0f);
+    for (int64_t i = 0; i < args_.volumes * per_volume; ++i) {  // a map that overflows float32 is as good as a non-finite one
       if (!std::isfinite(ranges_[i].high - ranges_[i].low)) finite_[i / per_volume] = false;
       float& largest = largest_[i / per_volume];
       largest = std::max({largest, std::fabs(ranges_[i].low), std::fabs(ranges_[i].high)});
@@ -133,37 +135,40 @@ class TubePass {
 
   void find_thresholds() {
     const SelectiveRule& rule = selective_->rule;
-    std::vector<double> sums;  // of |G|, per unit
+    double* sums = nullptr;  // of |G|, per unit
     if (rule.sigma_of == SigmaOf::absolute) {
-      sums.assign(units_, 0.0);
+      sums = workspace_.array<double>(units_, 0.0);
       parallel_.for_range(units_, grain_, [&](int64_t begin, int64_t end) {
-        Worker worker(derivative_, k_.width);
+        Workspace workspace;
+        Worker worker(workspace, derivative_, k_.width);
         for (int64_t i = begin; i < end; ++i) {
           if (finite_[unit(i).volume]) sums[i] = k_.sum_of_abs(rows(worker, derivative_, unit(i)));
         }
       });
     }
     const int64_t units_per_volume = units_ / args_.volumes;
+    thresholds_ = workspace_.array<float>(args_.volumes, kInfinity);
     for (int64_t v = 0; v < args_.volumes; ++v) {
-      if (!finite_[v]) {
-        thresholds_.push_back(kInfinity);
-        continue;
-      }
-      ResamplePlan::Moments moments = derivative_plan_->moments(&coefficients_[v * plan_->coefficient_count()]);
-      if (!sums.empty()) {
+      if (!finite_[v]) continue;
+      Workspace workspace;
+      const double* coefficients = &coefficients_[v * plan_->coefficient_count()];
+      ResamplePlan::Moments moments = derivative_plan_->moments(coefficients, workspace);
+      if (sums) {
         moments.sum = 0;
         for (int64_t i = 0; i < units_per_volume; ++i) moments.sum += sums[v * units_per_volume + i];
       }
-      thresholds_.push_back(selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest_[v], rule));
+      thresholds_[v] = selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest_[v], rule);
     }
   }
 
   void write() {
     const int64_t item = args_.output_dtype == DType::float32 ? 4 : args_.output_dtype == DType::float16 ? 2 : 1;
-    std::vector<Shares> shares(selective_ ? units_ : 0);
+    Shares* shares = selective_ ? workspace_.array<Shares>(units_, Shares()) : nullptr;
     parallel_.for_range(units_, grain_, [&](int64_t begin, int64_t end) {
-      Worker value(value_, k_.width);
-      std::unique_ptr<Worker> derivative = selective_ ? std::make_unique<Worker>(derivative_, k_.width) : nullptr;
+      Workspace workspace;
+      Worker value(workspace, value_, k_.width);
+      std::optional<Worker> derivative;
+      if (selective_) derivative.emplace(workspace, derivative_, k_.width);
       for (int64_t i = begin; i < end; ++i) {
         const Unit u = unit(i);
         const int64_t offset = u.frame * args_.out.h * args_.out.w * item;
@@ -219,13 +224,14 @@ class TubePass {
   const Kernels& k_;
   std::shared_ptr<const ResamplePlan> plan_, derivative_plan_;
   Resample value_, derivative_{};
-  std::vector<int64_t> first_row_;  // of each group, then out.h
+  Workspace workspace_;
+  const int64_t* first_row_;  // of each group, then out.h
   int64_t groups_, units_, grain_;
-  AlignedVector<double> coefficients_;
-  std::vector<char> finite_;  // per volume
-  std::vector<Range> ranges_;  // per volume, or per frame
-  std::vector<float> largest_;  // |R| per volume
-  std::vector<float> thresholds_;
+  double* coefficients_;
+  bool* finite_;              // per volume
+  Range* ranges_ = nullptr;   // per volume, or per frame
+  float* largest_ = nullptr;  // |R| per volume
+  float* thresholds_ = nullptr;
 };
 
 }  // namespace

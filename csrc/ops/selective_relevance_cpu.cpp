@@ -1,8 +1,8 @@
 #include "ops/selective_relevance.h"
 
 #include <limits>
-#include <vector>
 
+#include "core/workspace.h"
 #include "ops/saliency_tube.h"
 #include "ops/sobel_rows.h"
 
@@ -33,15 +33,16 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
   const Kernels& k = kernels(level);
   const SelectiveRule& rule = args.rule;
   const int64_t plane = size.h * size.w, units = args.volumes * size.t, grain = 1 + 16384 / plane;
-  std::vector<FrameStatistics> frames(units);
-  std::vector<VolumeRule> volumes(args.volumes);
+  Workspace workspace;
+  FrameStatistics* frames = workspace.array<FrameStatistics>(units, {});
+  VolumeRule* volumes = workspace.array<VolumeRule>(args.volumes, {});
 
   parallel.for_range(units, grain, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       frames[unit].finite = k.row_range(args.volume + unit * plane, plane, frames[unit].range);
     }
   });
-  std::vector<float> lows(args.volumes), highs(args.volumes);
+  float *lows = workspace.array<float>(args.volumes), *highs = workspace.array<float>(args.volumes);
   for (int64_t v = 0; v < args.volumes; ++v) {
     FrameStatistics all;
     for (int64_t unit = v * size.t; unit < (v + 1) * size.t; ++unit) {
@@ -58,14 +59,15 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
 
   // Pre-scaling multiplies G and sigma alike, so both stay in the units of the given volume.
   parallel.for_range(units, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> derivative(size.w);
+    Workspace own;
+    float* derivative = own.array<float>(size.w);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t v = unit / size.t;
       if (!volumes[v].finite) continue;
       SobelRows sobel(k, args.volume + v * size.voxels(), size, rule.padding, volumes[v].prescale.low);
       for (int64_t h = 0; h < size.h; ++h) {
-        sobel.row(unit % size.t, h, derivative.data());
-        k.row_moments(derivative.data(), size.w, frames[unit].moments);
+        sobel.row(unit % size.t, h, derivative);
+        k.row_moments(derivative, size.w, frames[unit].moments);
       }
     }
   });
@@ -81,7 +83,8 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
   }
 
   parallel.for_range(units, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> derivative(size.w);
+    Workspace own;
+    float* derivative = own.array<float>(size.w);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t v = unit / size.t;
       const VolumeRule& volume = volumes[v];
@@ -91,9 +94,9 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
       }
       SobelRows sobel(k, args.volume + v * size.voxels(), size, rule.padding, volume.prescale.low);
       for (int64_t h = 0; h < size.h; ++h) {
-        sobel.row(unit % size.t, h, derivative.data());
+        sobel.row(unit % size.t, h, derivative);
         const int64_t at = unit * plane + h * size.w;
-        k.select_row({args.volume + at, derivative.data(), size.w, volume.prescale.low, volume.prescale.scale,
+        k.select_row({args.volume + at, derivative, size.w, volume.prescale.low, volume.prescale.scale,
                       volume.threshold, rule.sign, args.motion + at, frames[unit].sums});
       }
     }

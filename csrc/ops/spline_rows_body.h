@@ -97,18 +97,27 @@ struct Polynomial {
   }
 };
 
-/// Whether one of [pitch] cubic polynomials can leave the range: each lies between the smallest and the largest of its
-/// four Bezier points. The margin covers rounding.
+/// A cubic polynomial on [0, 1] lies between the smallest and the largest of its four Bezier points.
+struct BezierRange {
+  Vec smallest, largest;
+
+  explicit inline BezierRange(const Polynomial<4>& p) {
+    const Vec third = p.term[1] * (1.0f / 3.0f), b1 = p.term[0] + third, b2 = b1 + third + p.term[2] * (1.0f / 3.0f);
+    const Vec b3 = p.at(splat(1.0f));
+    smallest = min(min(p.term[0], b1), min(b2, b3));
+    largest = max(max(p.term[0], b1), max(b2, b3));
+  }
+};
+
+/// Whether one of [pitch] cubic polynomials can leave the range. The margin covers rounding.
 static inline bool can_leave(const float* range, const float* terms, int64_t pitch, int64_t begin, int64_t end) {
   const float low = range[0], high = range[1];
   if (low > high) return true;  // nothing was seen yet
   const float margin = 1e-5f * (high - low) + 1e-6f * ((low < 0 ? -low : low) + (high < 0 ? -high : high));
   IVec leaves{};
   for (int64_t x = begin; x < end; x += kWidth) {
-    const Polynomial<4> p(terms, pitch, x);
-    const Vec third = p.term[1] * (1.0f / 3.0f), b1 = p.term[0] + third, b2 = b1 + third + p.term[2] * (1.0f / 3.0f);
-    const Vec b3 = p.at(splat(1.0f)), smallest = min(min(p.term[0], b1), min(b2, b3));
-    leaves |= (smallest < splat(low + margin)) | (max(max(p.term[0], b1), max(b2, b3)) > splat(high - margin));
+    const BezierRange bounds(Polynomial<4>(terms, pitch, x));
+    leaves |= (bounds.smallest < splat(low + margin)) | (bounds.largest > splat(high - margin));
   }
   return any(leaves);
 }
@@ -167,6 +176,17 @@ struct WriteState {
   Vec total, kept;                 // sum |R|, sum |R| mask of the current rows
 };
 
+/// Whether |G| can exceed the threshold in VECTORS vectors of columns from x on. In most of a map it does not.
+template <int VECTORS>
+static inline bool can_select(const float* terms, int64_t pitch, int64_t x, Vec threshold) {
+  IVec selects{};
+  for (int v = 0; v < VECTORS; ++v) {
+    const BezierRange bounds(Polynomial<4>(terms, pitch, x + v * kWidth));
+    selects |= max(abs(bounds.smallest), abs(bounds.largest)) >= threshold * (1.0f - 1e-5f);  // the margin: rounding
+  }
+  return any(selects);
+}
+
 /// Rows of one piece of the map and, where there is a derivative, of one piece of that.
 struct Stretch {
   int64_t begin, end;
@@ -174,6 +194,7 @@ struct Stretch {
   int terms;
 };
 
+/// DERIVATIVE is 0 where nothing is selected.
 template <class T, bool SELECTIVE, int VALUE, int DERIVATIVE, int VECTORS, bool TAIL>
 static inline void write_stretch(const WriteTask& task, const Polynomial<VALUE> (&value)[VECTORS],
                                  const Stretch& stretch, int64_t x, WriteState& state) {
@@ -194,12 +215,16 @@ static inline void write_stretch(const WriteTask& task, const Polynomial<VALUE> 
       const Vec tube = min((raw - state.low) * state.scale, state.ceiling);
       put<T, TAIL>(tube_out, index, tube, valid);
       if (!SELECTIVE) continue;
-      const Vec g = (v ? d1 : d0).at(at);
-      const IVec mask = (Vec)((IVec)g & state.magnitude_bits) > state.threshold;
-      put<T, TAIL>(motion_out, index, mask ? tube : Vec{}, valid);
       Vec magnitude = abs(raw);
       if (TAIL) magnitude = load_first<Vec>(reinterpret_cast<const float*>(&magnitude), valid);
       total += magnitude;
+      if (DERIVATIVE == 0) {
+        put<T, TAIL>(motion_out, index, Vec{}, valid);
+        continue;
+      }
+      const Vec g = (v ? d1 : d0).at(at);
+      const IVec mask = (Vec)((IVec)g & state.magnitude_bits) > state.threshold;
+      put<T, TAIL>(motion_out, index, mask ? tube : Vec{}, valid);
       kept = mask ? kept + magnitude : kept;
     }
   }
@@ -219,6 +244,8 @@ static inline void write_columns(const WriteTask& task, const float* terms, cons
   for (int i = 0; i < stretches; ++i) {
     if (!SELECTIVE) {
       write_stretch<T, false, VALUE, 0, VECTORS, TAIL>(task, value, stretch[i], x, strip);
+    } else if (stretch[i].terms == 4 && !can_select<VECTORS>(stretch[i].derivative, pitch, x, state.threshold)) {
+      write_stretch<T, true, VALUE, 0, VECTORS, TAIL>(task, value, stretch[i], x, strip);
     } else if (VALUE == 4 && stretch[i].terms == 4) {
       write_stretch<T, true, VALUE, 4, VECTORS, TAIL>(task, value, stretch[i], x, strip);
     } else {

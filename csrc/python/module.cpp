@@ -123,7 +123,7 @@ py::array output_array(const char* op, const char* name, const py::object& given
   if (given.is_none()) return py::array(py::dtype(dtype), shape);
   if (!py::isinstance<py::array>(given)) fail(op, name, "must be a NumPy array", py::str(py::type::of(given)));
   const py::array array = given;
-  check_out(op, name, shape, shape_of(array), dtype, dtype_of(array), (array.flags() & py::array::c_style) != 0);
+  check_out(op, name, shape, shape_of(array), dtype.c_str(), dtype_of(array).c_str(), (array.flags() & py::array::c_style) != 0);
   if (!array.writeable()) fail(op, name, "must be writeable", "a read-only array");
   return array;
 }

@@ -1,7 +1,7 @@
 // The ops as torch sees them, for any device: check, allocate, forward.
 //
 // A Backend supplies the kernels. It is made from the first tensor of a call (device guard, stream) and has one method
-// per op that takes that op's Args struct. register.cpp and register_cuda.cpp each name one and call register_ops.
+// per op that takes that op's Args struct, and scratch(count): floats on the device that live as long as it does. register.cpp and register_cuda.cpp each name one and call register_ops.
 #pragma once
 
 #include <optional>
@@ -53,29 +53,44 @@ inline Tensor empty_like_with(const Tensor& tensor, const std::vector<int64_t>& 
 
 /// features are read where they lie: contiguous, channels_last_3d, or a permuted view of [N, t, h, w, C]; only other
 /// layouts are copied.
-template <class Backend>
-Tensor reduce(const char* op, const Backend& backend, const Tensor& features, const Tensor& weight,
-              std::optional<double> threshold) {
-  const ReduceShape shape = check_reduce(op, dims(features.sizes()), dims(weight.sizes()));
-  const DType dtype = float_dtype(op, "features", features);
-  float_dtype(op, "weight", weight);
-  check_device(op, "weight", weight, features);
-  const float tau = check_threshold(op, threshold);
-  const FeatureStrides strides = feature_strides(dims(features.sizes()), dims(features.strides()));
-  const Tensor source = strides.direct ? features : torch::stable::contiguous(features);
-  const Tensor rows = float32_contiguous(weight);
-  const Shape3 grid = shape.grid;
-  Tensor cam = empty_like_with(features, {shape.batch, shape.maps, grid.t, grid.h, grid.w}, ScalarType::Float);
-  if (cam.numel() == 0) return cam;
-  backend.channel_reduce({source.const_data_ptr(), dtype, shape.batch, shape.channels, grid.voxels(), strides.n,
-                          strides.c, strides.s, rows.const_data_ptr<float>(), shape.weight_stride_n, shape.maps, tau,
-                          cam.mutable_data_ptr<float>()});
-  return cam;
-}
+struct Reduction {
+  Reduction(const char* op, const Tensor& features, const Tensor& weight, std::optional<double> threshold)
+      : shape(check_reduce(op, dims(features.sizes()), dims(weight.sizes()))),
+        dtype(float_dtype(op, "features", features)) {
+    float_dtype(op, "weight", weight);
+    check_device(op, "weight", weight, features);
+    tau = check_threshold(op, threshold);
+    strides = feature_strides(dims(features.sizes()), dims(features.strides()));
+    source = strides.direct ? features : torch::stable::contiguous(features);
+    rows = float32_contiguous(weight);
+  }
+
+  int64_t cam_voxels() const { return shape.batch * shape.maps * shape.grid.voxels(); }
+
+  template <class Backend>
+  void run(const Backend& backend, float* cam) const {
+    if (cam_voxels() == 0) return;
+    backend.channel_reduce({source.const_data_ptr(), dtype, shape.batch, shape.channels, shape.grid.voxels(), strides.n,
+                            strides.c, strides.s, rows.const_data_ptr<float>(), shape.weight_stride_n, shape.maps, tau,
+                            cam});
+  }
+
+  ReduceShape shape;
+  DType dtype;
+  float tau;
+  FeatureStrides strides;
+  Tensor source, rows;
+};
 
 template <class Backend>
 Tensor channel_reduce(const Tensor& features, const Tensor& weight, std::optional<double> threshold) {
-  return reduce("channel_reduce", Backend(features), features, weight, threshold);
+  const Backend backend(features);
+  const Reduction reduction("channel_reduce", features, weight, threshold);
+  const ReduceShape& shape = reduction.shape;
+  Tensor cam = empty_like_with(features, {shape.batch, shape.maps, shape.grid.t, shape.grid.h, shape.grid.w},
+                               ScalarType::Float);
+  reduction.run(backend, cam.mutable_data_ptr<float>());
+  return cam;
 }
 
 // ---- volumes ---------------------------------------------------------------------------------------------------------
@@ -172,31 +187,32 @@ struct Outputs {
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& options, const SelectiveRule* rule,
                                         const Outputs& given) {
-  const Backend backend(options.features);
+  Backend backend(options.features);
   const Shape3 size = check_size(op, dims(options.size));
   const int order = check_order(op, options.order);
   const Normalize normalize = check_normalize(op, options.normalize);
   const DType dtype = check_output_dtype(op, options.dtype, normalize);
-  const Tensor cam = reduce(op, backend, options.features, options.weight, options.threshold);
-  const auto shape = cam.sizes();
-  const Shape3 in{shape[2], shape[3], shape[4]};
-  const std::vector<int64_t> maps{shape[0], shape[1]}, full{shape[0], shape[1], size.t, size.h, size.w};
+  const Reduction reduction(op, options.features, options.weight, options.threshold);
+  const int64_t batch = reduction.shape.batch, maps = reduction.shape.maps;
 
   const auto output = [&](const char* name, const Tensor* out, const std::vector<int64_t>& expected, ScalarType type) {
-    if (out == nullptr) return empty_like_with(cam, expected, type);
-    check_device(op, name, *out, cam);
+    if (out == nullptr) return empty_like_with(options.features, expected, type);
+    check_device(op, name, *out, options.features);
     check_out(op, name, expected, dims(out->sizes()), name_of(type), name_of(out->scalar_type()), out->is_contiguous());
     return *out;
   };
+  const std::vector<int64_t> full{batch, maps, size.t, size.h, size.w};
   Tensor tube = output(rule == nullptr ? "out" : "tube", given.tube, full, scalar_type(dtype));
-  SaliencyTubeArgs args{cam.numel() == 0 ? nullptr : cam.const_data_ptr<float>(), shape[0] * shape[1], in, size, order,
-                        options.relu, normalize, dtype, tube.mutable_data_ptr()};
+  float* cam = backend.scratch(reduction.cam_voxels());
+  reduction.run(backend, cam);
+  const SaliencyTubeArgs args{cam, batch * maps, reduction.shape.grid, size, order, options.relu, normalize, dtype,
+                              tube.mutable_data_ptr()};
   if (rule == nullptr) {
     if (tube.numel() != 0) backend.saliency_tube(args);
     return {tube, Tensor(), Tensor()};
   }
   Tensor motion = output("motion", given.motion, full, scalar_type(dtype));
-  Tensor share = output("motion_share", given.share, maps, ScalarType::Float);
+  Tensor share = output("motion_share", given.share, {batch, maps}, ScalarType::Float);
   if (tube.numel() != 0) {
     backend.selective_tube({args, *rule, motion.mutable_data_ptr(), share.mutable_data_ptr<float>()});
   }

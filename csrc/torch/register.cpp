@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/simd_level.h"
+#include "core/workspace.h"
 #include "torch/arguments.h"
 
 namespace clipsight {
@@ -25,6 +26,9 @@ struct Cpu {
   void saliency_tube(const SaliencyTubeArgs& args) const { saliency_tube_cpu(args, pool, level); }
   void selective_tube(const SelectiveTubeArgs& args) const { selective_tube_cpu(args, pool, level); }
 
+  float* scratch(int64_t count) { return workspace.array<float>(count); }
+
+  Workspace workspace;
   TorchParallel pool;
   SimdLevel level = best_simd_level();
 };

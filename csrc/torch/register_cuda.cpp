@@ -39,6 +39,11 @@ class Cuda {
   CLIPSIGHT_FORWARD(selective_tube, SelectiveTubeArgs)
 #undef CLIPSIGHT_FORWARD
 
+  float* scratch(int64_t count) {
+    scratch_ = bytes(count * sizeof(float));
+    return static_cast<float*>(scratch_.mutable_data_ptr());
+  }
+
  private:
   /// Freed when the launches are queued: the allocator reuses it on the same stream only.
   Tensor bytes(size_t count) const {
@@ -48,6 +53,7 @@ class Cuda {
   const Tensor& first_;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
   cudaStream_t stream_ = nullptr;
+  Tensor scratch_;
 };
 
 }  // namespace

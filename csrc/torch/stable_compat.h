@@ -16,7 +16,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 /// "float32" where ScalarType prints "Float": the name that a Python user knows. Remove when the ABI has one.
-inline std::string name_of(ScalarType type) {
+inline const char* name_of(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return "float32";
     case ScalarType::Double: return "float64";
