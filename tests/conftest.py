@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,29 @@ def clips() -> Path:
     if not CLIPS.is_dir():
         pytest.skip(f"no real clips: the folder {Path(*CLIPS.parts[-2:])} is not beside the repository")
     return CLIPS
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    """`program("examples/c_api/explain")`: the executable of a CMake project of this repository, built once.
+
+    The sources are copied, so that nothing of the checkout but them can be found.
+    """
+    import building
+
+    root = tmp_path_factory.mktemp("programs")
+    executables: dict[str, Path] = {}
+
+    def built(path: str) -> Path:
+        project, _, name = path.rpartition("/")
+        if project not in executables:
+            building.compiler("CXX"), building.cmake()  # or a skip
+            for folder in ("examples", "tests/programs"):
+                shutil.copytree(building.REPOSITORY / folder, root / folder, dirs_exist_ok=True)
+            executables[project] = building.build(root / project, root / "build" / project)
+        return executables[project] / name
+
+    return built
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -41,3 +65,16 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def opened(tmp_path: Path):
+    """Opens an ONNX model as a file, as users do: opened(proto, **options of clipsight.onnx_session)."""
+    import clipsight
+
+    def open_model(proto, **options):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(proto.SerializeToString())
+        return clipsight.onnx_session(path, **options)
+
+    return open_model

@@ -182,6 +182,25 @@ def test_tubes(grid, size, order, dtype):
                 torch.testing.assert_close(share.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1,), (2,), (2, 3)], ids=str)
+def test_n_sigma_as_data(shape):
+    """Each map is selected as with the same number alone."""
+    cam = torch.randn(2, 3, 4, 5, 6)
+    n_sigma = torch.linspace(0.5, 3, 6)[: torch.Size(shape).numel()].reshape(shape)
+    per_map = n_sigma.reshape(*shape, *(1 for _ in range(2 - len(shape)))).expand(2, 3)
+    _, motion, share = ops.selective_tube(*cuda(*features_of(cam)), (8, 17, 20), n_sigma=n_sigma.cuda())
+    kept, kept_share = ops.selective_relevance(cam.cuda(), n_sigma=n_sigma.cuda())
+    for n in range(2):
+        for m in range(3):
+            value = per_map[n, m].item()
+            alone = ops.selective_tube(*cuda(*features_of(cam[n : n + 1, m : m + 1])), (8, 17, 20), n_sigma=value)
+            assert torch.equal(motion[n, m], alone[1][0, 0])
+            torch.testing.assert_close(share[n, m], alone[2][0, 0])
+            alone = ops.selective_relevance(cam[n, m].cuda(), n_sigma=value)
+            assert torch.equal(kept[n, m], alone[0])
+            torch.testing.assert_close(kept_share[n, m], alone[1])
+
+
 def test_still_and_constant_maps_select_nothing():
     still = torch.randn(1, 2, 1, 4, 4).expand(-1, -1, 3, -1, -1).contiguous()
     _, motion, share = ops.selective_tube(*cuda(*features_of(still)), (8, 16, 16), n_sigma=0.0)

@@ -210,6 +210,40 @@ def test_selective_tube(feature_dtype, options, rule, threads):
     assert (share > 0).all()
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (3, 2)], ids=str)
+def test_n_sigma_as_data(shape, threads):
+    """A value per sample or per map selects what the same number selects in that map alone."""
+    features, weight, size = torch.randn(3, 19, 3, 5, 7), torch.randn(3, 2, 19), (5, 21, 17)
+    n_sigma = torch.linspace(0.5, 3, 6)[: np.prod(shape)].reshape(shape)
+    _, motion, share = ops.selective_tube(features, weight, size, n_sigma=n_sigma)
+    raw = ops.saliency_tube(features, weight, size, normalize="none")
+    kept, kept_share = ops.selective_relevance(raw, n_sigma=n_sigma)
+    per_map = n_sigma.reshape(*shape, *(1 for _ in range(2 - len(shape)))).expand(3, 2)
+    for n in range(3):
+        for m in range(2):
+            one, row = features[n : n + 1], weight[n : n + 1, m : m + 1]
+            alone = ops.selective_tube(one, row, size, n_sigma=per_map[n, m].item())
+            assert torch.equal(motion[n, m], alone[1][0, 0])
+            assert torch.equal(share[n, m], alone[2][0, 0])
+            alone = ops.selective_relevance(raw[n, m], n_sigma=per_map[n, m].item())
+            assert torch.equal(kept[n, m], alone[0])
+            assert torch.equal(kept_share[n, m], alone[1])
+    twin = reference.selective_tube(features, weight, size, n_sigma=n_sigma)
+    torch.testing.assert_close(share, twin[2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(kept_share, reference.selective_relevance(raw, n_sigma)[1], atol=1e-4, rtol=0)
+    assert len(share.unique()) == 6
+
+
+def test_n_sigma_as_data_that_is_no_threshold_selects_nothing():
+    features, weight = torch.randn(3, 5, 2, 4, 4), torch.randn(1, 5)
+    n_sigma = torch.tensor([-1.0, torch.nan, 1.0])
+    for selective in (ops.selective_tube, reference.selective_tube):
+        _, motion, share = selective(features, weight, (4, 9, 9), n_sigma=n_sigma)
+        assert not motion[:2].any()
+        assert not share[:2].any()
+        assert motion[2].any()
+
+
 def test_selection_control():
     """Another n sigma is seen as another selection."""
     volume = torch.randn(1, 5, 9, 9)

@@ -54,6 +54,13 @@ def test_opcheck(op, requires_grad):
     torch.library.opcheck(getattr(torch.ops.clipsight, op).default, arguments(op, requires_grad=requires_grad))
 
 
+@pytest.mark.parametrize("op", ["selective_relevance", "selective_tube"])
+def test_opcheck_with_n_sigma_as_data(op):
+    n_sigma = {"n_sigma_of": torch.tensor([0.5, 1.5])}
+    op_of_torch = getattr(torch.ops.clipsight, op).default
+    torch.library.opcheck(op_of_torch, arguments(op, requires_grad=True), n_sigma)
+
+
 def test_opcheck_of_out_variants():
     features, weight, size = arguments("selective_tube")
     tube, motion, share = (x.clone() for x in ops.selective_tube(features, weight, size))

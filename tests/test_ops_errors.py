@@ -92,6 +92,10 @@ ERRORS = [
         "selective_relevance: n_sigma must be finite and not negative",
     ),
     (
+        lambda: ops.selective_relevance(VOLUME, torch.ones(2, 3, 1)),
+        "selective_relevance: n_sigma_of must have shape [1] or that of the first axes of the maps, [2], got [2, 3, 1]",
+    ),
+    (
         lambda: ops.selective_relevance(VOLUME, sign="up"),
         'selective_relevance: sign must be "abs", "rising" or "falling"',
     ),
@@ -121,6 +125,18 @@ ERRORS = [
     (lambda: tube(out=torch.empty(2, 3, 4, 6, 5).mT), "saliency_tube: out must be contiguous, got another layout"),
     (lambda: motion(padding="same"), 'selective_tube: padding must be "replicate" or "zeros", got "same"'),
     (lambda: motion(n_sigma=float("inf")), "selective_tube: n_sigma must be finite and not negative, got inf"),
+    (
+        lambda: motion(n_sigma=torch.ones(3)),
+        "selective_tube: n_sigma_of must have shape [1] or that of the first axes of the maps, [2, 3], got [3]",
+    ),
+    (
+        lambda: motion(n_sigma=torch.ones(2).long()),
+        "selective_tube: n_sigma_of must be float32, float16 or bfloat16, got int64",
+    ),
+    (
+        lambda: motion(n_sigma=torch.ones(2, device="meta")),
+        "selective_tube: n_sigma_of must be on the device of the first argument, cpu, got meta",
+    ),
     (
         lambda: motion(out=(torch.empty(2, 3, *SIZE), torch.empty(2, 3, *SIZE), torch.empty(3, 2))),
         "selective_tube: motion_share must have shape [2, 3], got [3, 2]",

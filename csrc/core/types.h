@@ -1,11 +1,11 @@
 // Plain value types shared by every kernel and front end. No torch, no ONNX Runtime, no Python.
 #pragma once
 
+#include <clipsight/dtype.h>
+
 #include <cstdint>
 
 namespace clipsight {
-
-enum class DType { float32, float16, bfloat16, uint8 };
 
 /// Instruction sets a CPU kernel body is compiled for; `baseline` always exists.
 enum class SimdLevel { baseline, avx2, avx512 };

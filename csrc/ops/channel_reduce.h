@@ -6,9 +6,9 @@
 // the same on every device and in every exported file. A NaN weight is kept for the same reason.
 #pragma once
 
-#include "core/host_device.h"
-#include "core/parallel.h"
-#include "core/types.h"
+#include "../core/host_device.h"
+#include "../core/parallel.h"
+#include "../core/types.h"
 
 namespace clipsight {
 

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "ops/channel_reduce.h"
+#include "channel_reduce.h"
 
 namespace clipsight {
 

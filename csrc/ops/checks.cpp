@@ -48,11 +48,13 @@ ReduceShape check_reduce(const char* op, Dims features, Dims weight) {
     if (features[axis] < 1) fail(op, "features", "must have no empty axis but the batch", to_string(features));
   }
   const int64_t n = features[0], c = features[1];
-  const std::string rule = "must have shape [M, C] = [M, " + std::to_string(c) + "] or [N, M, C] = [" +
-                           std::to_string(n) + ", M, " + std::to_string(c) + "]";
   const bool shared = weight.rank == 2 && weight[1] == c;
   const bool own = weight.rank == 3 && weight[0] == n && weight[2] == c;
-  if (!shared && !own) fail(op, "weight", rule, to_string(weight));
+  if (!shared && !own) {
+    const std::string rule = "must have shape [M, C] = [M, " + std::to_string(c) + "] or [N, M, C] = [" +
+                             std::to_string(n) + ", M, " + std::to_string(c) + "]";
+    fail(op, "weight", rule, to_string(weight));
+  }
   const int64_t maps = weight[shared ? 0 : 1];
   return {n, c, maps, {features[2], features[3], features[4]}, shared ? 0 : maps * c};
 }
@@ -149,6 +151,18 @@ SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padd
   else fail(op, "sigma_of", "must be \"signed\" or \"abs\"", quoted(sigma_of));
   rule.noise_floor = noise_floor_of(storage);
   return rule;
+}
+
+int64_t check_n_sigma_of(const char* op, Dims values, Dims lead) {
+  const bool leading = values.rank <= lead.rank && std::equal(values.begin(), values.end(), lead.begin());
+  const bool one = values.rank == 1 && values[0] == 1;
+  if (!leading && !one) {
+    fail(op, "n_sigma_of", "must have shape [1] or that of the first axes of the maps, " + to_string(lead),
+         to_string(values));
+  }
+  int64_t shared = 1;
+  for (size_t axis = leading ? values.rank : 0; axis < lead.rank; ++axis) shared *= lead[axis];
+  return std::max<int64_t>(shared, 1);
 }
 
 void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,

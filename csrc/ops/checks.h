@@ -66,6 +66,9 @@ Normalize check_normalize(const char* op, const std::string& normalize);
 DType check_output_dtype(const char* op, const std::string& dtype, Normalize normalize);
 SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padding, const std::string& sign,
                          const std::string& sigma_of, DType storage = DType::float32);
+/// Values of n_sigma that come as data: [1], or the first of the maps' leading axes (`lead`, say [N, M]: then [N] or
+/// [N, M]). Returns how many maps share a value.
+int64_t check_n_sigma_of(const char* op, Dims values, Dims lead);
 
 /// An out= argument: exact shape and dtype, contiguous. `got_dtype` is the front end's own name of the dtype.
 void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,

@@ -9,10 +9,10 @@
 #include <cfloat>
 #include <cmath>
 
-#include "core/host_device.h"
-#include "core/parallel.h"
-#include "core/types.h"
-#include "ops/selective_relevance.h"
+#include "../core/host_device.h"
+#include "../core/parallel.h"
+#include "../core/types.h"
+#include "selective_relevance.h"
 
 namespace clipsight {
 

@@ -157,7 +157,8 @@ class TubePass {
         moments.sum = 0;
         for (int64_t i = 0; i < units_per_volume; ++i) moments.sum += sums[v * units_per_volume + i];
       }
-      thresholds_[v] = selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest_[v], rule);
+      thresholds_[v] =
+          selection_threshold(moments.sum, moments.sum_of_squares, args_.out.voxels(), largest_[v], rule, v);
     }
   }
 

@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kBlock)
       }
       if (kSelective) {
         threshold = selection_threshold(state.sum, state.sum_of_squares, plan.out.t * plan.out.h * plan.out.w,
-                                        largest, args.rule);
+                                        largest, args.rule, tile.volume);
       }
     }
     __syncthreads();

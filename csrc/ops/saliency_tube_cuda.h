@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "ops/saliency_tube.h"
+#include "saliency_tube.h"
 
 namespace clipsight {
 

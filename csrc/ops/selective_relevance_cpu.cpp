@@ -79,7 +79,7 @@ void selective_relevance_cpu(const SelectiveRelevanceArgs& args, const Parallel&
     const bool prescaled = args.prescale && lows[v] < 0;
     const float largest = prescaled ? highs[v] - lows[v] : std::max(std::fabs(lows[v]), std::fabs(highs[v]));
     volumes[v].threshold = selection_threshold(moments[rule.sigma_of == SigmaOf::absolute ? 2 : 0], moments[1],
-                                               size.voxels(), largest, rule);
+                                               size.voxels(), largest, rule, v);
   }
 
   parallel.for_range(units, grain, [&](int64_t begin, int64_t end) {

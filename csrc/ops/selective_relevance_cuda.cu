@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBlock)
     peak = block_reduce(peak, Max());
     if (threadIdx.x == 0) {
       rules[v].finite = isfinite(peak);
-      rules[v].threshold = selection_threshold(sum, squares, voxels, peak, args.rule);
+      rules[v].threshold = selection_threshold(sum, squares, voxels, peak, args.rule, v);
     }
   }
 }

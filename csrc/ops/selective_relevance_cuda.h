@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "ops/selective_relevance.h"
+#include "selective_relevance.h"
 
 namespace clipsight {
 

@@ -2,8 +2,8 @@
 // unnormalised (Selective Relevance, section 3). Rising relevance gives positive G.
 #pragma once
 
-#include "core/parallel.h"
-#include "core/types.h"
+#include "../core/parallel.h"
+#include "../core/types.h"
 
 namespace clipsight {
 

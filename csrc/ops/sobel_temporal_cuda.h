@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "ops/sobel_temporal.h"
+#include "sobel_temporal.h"
 
 namespace clipsight {
 

@@ -5,8 +5,8 @@
 // samples coordinate 0. Equal to scipy.ndimage.zoom(order=order, mode="mirror") but for its zero last sample.
 #pragma once
 
-#include "core/parallel.h"
-#include "core/types.h"
+#include "../core/parallel.h"
+#include "../core/types.h"
 
 namespace clipsight {
 

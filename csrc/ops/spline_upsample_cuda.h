@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include "ops/spline_upsample.h"
+#include "spline_upsample.h"
 
 namespace clipsight {
 

@@ -149,13 +149,28 @@ Tensor sobel_temporal(const Tensor& volume, const std::string& padding) {
   return in.result(output);
 }
 
+/// n_sigma as data: float32 values on the device of `like`, for maps with these leading axes. Must outlive the call.
+struct NSigmaOf {
+  NSigmaOf(const char* op, const std::optional<Tensor>& given, const Tensor& like, Dims lead, SelectiveRule& rule) {
+    if (!given) return;
+    float_dtype(op, "n_sigma_of", *given);
+    check_device(op, "n_sigma_of", *given, like);
+    rule.volumes_per_value = check_n_sigma_of(op, dims(given->sizes()), lead);
+    values = float32_contiguous(*given);
+    rule.n_sigma_of = values.const_data_ptr<float>();
+  }
+  Tensor values;
+};
+
 template <class Backend>
 std::tuple<Tensor, Tensor> selective_relevance(const Tensor& volume, double n_sigma, const std::string& padding,
-                                               const std::string& sign, const std::string& sigma_of, bool prescale) {
+                                               const std::string& sign, const std::string& sigma_of, bool prescale,
+                                               const std::optional<Tensor>& n_sigma_of) {
   const char* op = "selective_relevance";
   const Backend backend(volume);
   const Volume in(op, volume);
-  const SelectiveRule rule = check_rule(op, n_sigma, padding, sign, sigma_of, in.dtype);
+  SelectiveRule rule = check_rule(op, n_sigma, padding, sign, sigma_of, in.dtype);
+  const NSigmaOf per_map(op, n_sigma_of, volume, in.lead, rule);
   Tensor motion = in.empty(in.shape.size);
   Tensor share = empty_like_with(in.data, in.lead, ScalarType::Float);
   if (motion.numel() != 0) {
@@ -179,13 +194,19 @@ struct TubeOptions {
   const std::string& dtype;
 };
 
+/// The rule of selective_tube; null in a saliency_tube.
+struct RuleOptions {
+  SelectiveRule rule;
+  const std::optional<Tensor>& n_sigma_of;
+};
+
 /// Output memory: given by the caller (checked) or made here.
 struct Outputs {
   const Tensor *tube, *motion, *share;  // null: make it
 };
 
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& options, const SelectiveRule* rule,
+std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& options, const RuleOptions* selective,
                                         const Outputs& given) {
   Backend backend(options.features);
   const Shape3 size = check_size(op, dims(options.size));
@@ -202,19 +223,21 @@ std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& optio
     return *out;
   };
   const std::vector<int64_t> full{batch, maps, size.t, size.h, size.w};
-  Tensor tube = output(rule == nullptr ? "out" : "tube", given.tube, full, scalar_type(dtype));
+  Tensor tube = output(selective == nullptr ? "out" : "tube", given.tube, full, scalar_type(dtype));
   float* cam = backend.scratch(reduction.cam_voxels());
   reduction.run(backend, cam);
   const SaliencyTubeArgs args{cam, batch * maps, reduction.shape.grid, size, order, options.relu, normalize, dtype,
                               tube.mutable_data_ptr()};
-  if (rule == nullptr) {
+  if (selective == nullptr) {
     if (tube.numel() != 0) backend.saliency_tube(args);
     return {tube, Tensor(), Tensor()};
   }
   Tensor motion = output("motion", given.motion, full, scalar_type(dtype));
   Tensor share = output("motion_share", given.share, {batch, maps}, ScalarType::Float);
+  SelectiveRule rule = selective->rule;
+  const NSigmaOf per_map("selective_tube", selective->n_sigma_of, options.features, {full.data(), 2}, rule);
   if (tube.numel() != 0) {
-    backend.selective_tube({args, *rule, motion.mutable_data_ptr(), share.mutable_data_ptr<float>()});
+    backend.selective_tube({args, rule, motion.mutable_data_ptr(), share.mutable_data_ptr<float>()});
   }
   return {tube, motion, share};
 }
@@ -240,9 +263,10 @@ std::tuple<Tensor, Tensor, Tensor> selective_tube(const Tensor& features, const 
                                                   IntHeaderOnlyArrayRef size, std::optional<double> threshold,
                                                   int64_t order, bool relu, const std::string& normalize,
                                                   const std::string& dtype, double n_sigma, const std::string& padding,
-                                                  const std::string& sign, const std::string& sigma_of) {
+                                                  const std::string& sign, const std::string& sigma_of,
+                                                  const std::optional<Tensor>& n_sigma_of) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
-  const SelectiveRule rule = check_rule("selective_tube", n_sigma, padding, sign, sigma_of);
+  const RuleOptions rule{check_rule("selective_tube", n_sigma, padding, sign, sigma_of), n_sigma_of};
   return tube<Backend>("selective_tube", options, &rule, {});
 }
 
@@ -250,10 +274,10 @@ template <class Backend>
 void selective_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
                         std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
                         const std::string& dtype, double n_sigma, const std::string& padding, const std::string& sign,
-                        const std::string& sigma_of, const Tensor& tube_out, const Tensor& motion,
-                        const Tensor& motion_share) {
+                        const std::string& sigma_of, const std::optional<Tensor>& n_sigma_of, const Tensor& tube_out,
+                        const Tensor& motion, const Tensor& motion_share) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
-  const SelectiveRule rule = check_rule("selective_tube", n_sigma, padding, sign, sigma_of);
+  const RuleOptions rule{check_rule("selective_tube", n_sigma, padding, sign, sigma_of), n_sigma_of};
   tube<Backend>("selective_tube", options, &rule, {&tube_out, &motion, &motion_share});
 }
 

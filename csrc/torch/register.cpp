@@ -45,13 +45,14 @@ STABLE_TORCH_LIBRARY(clipsight, m) {
   m.def("channel_reduce(Tensor features, Tensor weight, float? threshold=None) -> Tensor");
   m.def("spline_upsample(Tensor volume, SymInt[] size, int order=3) -> Tensor");
   m.def("sobel_temporal(Tensor volume, str padding=\"replicate\") -> Tensor");
-  m.def("selective_relevance(Tensor volume, " CLIPSIGHT_RULE ", bool prescale=False)"
-        " -> (Tensor motion, Tensor motion_share)");
+  m.def("selective_relevance(Tensor volume, " CLIPSIGHT_RULE ", bool prescale=False, "
+        "Tensor? n_sigma_of=None) -> (Tensor motion, Tensor motion_share)");
   m.def("saliency_tube" CLIPSIGHT_TUBE ") -> Tensor");
   m.def("saliency_tube.out" CLIPSIGHT_TUBE ", *, Tensor(a!) out) -> ()");
-  m.def("selective_tube" CLIPSIGHT_TUBE ", " CLIPSIGHT_RULE ") -> (Tensor tube, Tensor motion, Tensor motion_share)");
+  m.def("selective_tube" CLIPSIGHT_TUBE ", " CLIPSIGHT_RULE
+        ", Tensor? n_sigma_of=None) -> (Tensor tube, Tensor motion, Tensor motion_share)");
   m.def("selective_tube.out" CLIPSIGHT_TUBE ", " CLIPSIGHT_RULE
-        ", *, Tensor(a!) tube, Tensor(b!) motion, Tensor(c!) motion_share) -> ()");
+        ", Tensor? n_sigma_of=None, *, Tensor(a!) tube, Tensor(b!) motion, Tensor(c!) motion_share) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(clipsight, CPU, m) { register_ops<Cpu>(m); }

@@ -18,13 +18,17 @@ def _check(condition, message: str) -> None:
     torch._check_value(condition, lambda: message)
 
 
+def _device(op: str, name: str, tensor, first):
+    _check(
+        tensor.device == first.device,
+        f"{op}: {name} must be on the device of the first argument, {first.device}, got {tensor.device}",
+    )
+
+
 def _cam(op: str, features, weight):
     _check(features.dim() == 5, f"{op}: features must have shape [N, C, t, h, w], got {list(features.shape)}")
     _check(weight.dim() in (2, 3), f"{op}: weight must have shape [M, C] or [N, M, C], got {list(weight.shape)}")
-    _check(
-        features.device == weight.device,
-        f"{op}: weight must be on the device of the first argument, {features.device}, got {weight.device}",
-    )
+    _device(op, "weight", weight, features)
     n, c = features.shape[:2]
     expected = [n, weight.shape[-2], c][-weight.dim() :]
     message = f"{op}: weight must have shape [M, C] or [N, M, C] with C = {c}, N = {n}, got {list(weight.shape)}"
@@ -64,8 +68,12 @@ def _fake_sobel_temporal(volume, padding="replicate"):
     return volume.new_empty(volume.shape)
 
 
-def _fake_selective_relevance(volume, *rule, **named_rule):
+def _fake_selective_relevance(
+    volume, n_sigma=2.0, padding="replicate", sign="abs", sigma_of="signed", prescale=False, n_sigma_of=None
+):
     lead = _volume("selective_relevance", volume)
+    if n_sigma_of is not None:
+        _device("selective_relevance", "n_sigma_of", n_sigma_of, volume)
     return volume.new_empty(volume.shape), volume.new_empty(lead, dtype=torch.float32)
 
 
@@ -77,10 +85,25 @@ def _fake_saliency_tube(
 
 
 def _fake_selective_tube(
-    features, weight, size, threshold=None, order=3, relu=False, normalize="clip", dtype="float32", *rule, **named
+    features,
+    weight,
+    size,
+    threshold=None,
+    order=3,
+    relu=False,
+    normalize="clip",
+    dtype="float32",
+    n_sigma=2.0,
+    padding="replicate",
+    sign="abs",
+    sigma_of="signed",
+    n_sigma_of=None,
+    **out,
 ):
     tube = _tube("selective_tube", features, weight, size, dtype)
-    if "tube" in named:  # the out= variant
+    if n_sigma_of is not None:
+        _device("selective_tube", "n_sigma_of", n_sigma_of, features)
+    if out:
         return None
     return tube, torch.empty_like(tube), tube.new_empty(tube.shape[:2], dtype=torch.float32)
 
@@ -152,6 +175,18 @@ def _backward_of_twin(twin, tensors: int):
     return backward
 
 
+def _n_sigma_of(twin, position: int):
+    """The twin as the op is called: n_sigma as data comes last and takes the place of the number."""
+
+    def call(*arguments):
+        *arguments, n_sigma_of = arguments
+        if n_sigma_of is not None:
+            arguments[position] = n_sigma_of
+        return twin(*arguments)
+
+    return call
+
+
 # ---- registration ---------------------------------------------------------------------------------------------------
 
 if not _library.CPU_ERRORS:
@@ -174,8 +209,8 @@ if not _library.CPU_ERRORS:
         ("channel_reduce", _backward_channel_reduce, _saver(2)),
         ("spline_upsample", _backward_spline_upsample, _save_spline),
         ("sobel_temporal", _backward_sobel_temporal, _save_sobel),
-        ("selective_relevance", _backward_of_twin(reference.selective_relevance, 1), _saver(1)),
+        ("selective_relevance", _backward_of_twin(_n_sigma_of(reference.selective_relevance, 1), 1), _saver(1)),
         ("saliency_tube", _backward_of_twin(reference.saliency_tube, 2), _saver(2)),
-        ("selective_tube", _backward_of_twin(reference.selective_tube, 2), _saver(2)),
+        ("selective_tube", _backward_of_twin(_n_sigma_of(reference.selective_tube, 8), 2), _saver(2)),
     ):
         torch.library.register_autograd(f"clipsight::{_op}", _backward, setup_context=_setup)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import ctypes
 from pathlib import Path
 
 import torch
 
-DIRECTORY = Path(os.environ.get("CLIPSIGHT_LIBRARY_DIR") or Path(__file__).parent)
+from .libraries import DIRECTORY, REBUILD, get_library_path
+from .manifest import LoadError
+
 CPU_LIBRARY = DIRECTORY / "libclipsight_torch.so"
 CUDA_LIBRARY = DIRECTORY / "libclipsight_torch_cuda.so"
 OLDEST_TORCH = (2, 11)
-REBUILD = "rebuild with `make dev` in a checkout, or install again with `pip install --no-build-isolation .`"
 
 _TUBE = (
     "(Tensor features, Tensor weight, SymInt[] size, float? threshold=None, int order=3, bool relu=False, "
@@ -23,11 +24,13 @@ SCHEMAS = (
     "channel_reduce(Tensor features, Tensor weight, float? threshold=None) -> Tensor",
     "spline_upsample(Tensor volume, SymInt[] size, int order=3) -> Tensor",
     'sobel_temporal(Tensor volume, str padding="replicate") -> Tensor',
-    f"selective_relevance(Tensor volume, {_RULE}, bool prescale=False) -> (Tensor motion, Tensor motion_share)",
+    f"selective_relevance(Tensor volume, {_RULE}, bool prescale=False, Tensor? n_sigma_of=None)"
+    " -> (Tensor motion, Tensor motion_share)",
     f"saliency_tube{_TUBE}) -> Tensor",
     f"saliency_tube.out{_TUBE}, *, Tensor(a!) out) -> ()",
-    f"selective_tube{_TUBE}, {_RULE}) -> (Tensor tube, Tensor motion, Tensor motion_share)",
-    f"selective_tube.out{_TUBE}, {_RULE}, *, Tensor(a!) tube, Tensor(b!) motion, Tensor(c!) motion_share) -> ()",
+    f"selective_tube{_TUBE}, {_RULE}, Tensor? n_sigma_of=None) -> (Tensor tube, Tensor motion, Tensor motion_share)",
+    f"selective_tube.out{_TUBE}, {_RULE}, Tensor? n_sigma_of=None, "
+    "*, Tensor(a!) tube, Tensor(b!) motion, Tensor(c!) motion_share) -> ()",
 )
 OPS = tuple(schema.split("(", 1)[0] for schema in SCHEMAS)
 
@@ -90,8 +93,22 @@ def build_info() -> dict:
         "torch": torch.__version__,
         "torch_library": _state(CPU_LIBRARY, CPU_ERRORS),
         "cuda_library": _state(CUDA_LIBRARY, CUDA_ERRORS),
+        "onnxruntime_library": _try("onnxruntime"),
+        "session_library": _try("session"),
     }
 
 
-def _state(library: Path, errors: list[str]) -> dict:
-    return {"path": str(library), "loaded": not errors, "errors": list(errors)}
+def _try(name: str) -> dict:
+    """The state of a library that other programs load, found by loading it here."""
+    try:
+        path, errors = get_library_path(name), []
+        ctypes.CDLL(str(path))
+    except LoadError as error:
+        path, errors = None, [str(error)]
+    except OSError as error:
+        errors = [str(error)]
+    return _state(path, errors)
+
+
+def _state(library: Path | None, errors: list[str]) -> dict:
+    return {"path": library and str(library), "loaded": not errors, "errors": list(errors)}

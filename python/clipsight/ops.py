@@ -75,7 +75,7 @@ def sobel_temporal(volume: Tensor, padding: str = "replicate") -> Tensor:
 
 def selective_relevance(
     volume: Tensor,
-    n_sigma: float = 2.0,
+    n_sigma: float | Tensor = 2.0,
     padding: str = "replicate",
     sign: str = "abs",
     sigma_of: str = "signed",
@@ -87,6 +87,8 @@ def selective_relevance(
         volume: raw relevance [..., T, H, W], float32, float16 or bfloat16; each [T, H, W] is one map.
         n_sigma: keeps voxels with |G| > n_sigma * sigma, G the Sobel derivative, sigma its unbiased standard deviation
             over the map. A sigma below 1e-5 of the largest |relevance| (32 eps in half precision) selects nothing.
+            As a tensor it is data: shape [1], or the first axes of the maps ([N] or [N, M] where they are [N, M]); a
+            value that is negative or NaN then selects nothing.
         padding: as in sobel_temporal.
         sign: "abs", "rising" (G > n sigma) or "falling" (G < -n sigma).
         sigma_of: "signed" (of G) or "abs" (of |G|).
@@ -95,7 +97,8 @@ def selective_relevance(
     Returns: (motion, motion_share): volume * mask [..., T, H, W] in its dtype, and sum|volume|*mask / sum|volume| [...]
     in float32, 0 for an empty map. Differentiable; the mask is held constant.
     """
-    return _ops.selective_relevance(volume, n_sigma, padding, sign, sigma_of, prescale)
+    n_sigma, n_sigma_of = _n_sigma(n_sigma)
+    return _ops.selective_relevance(volume, n_sigma, padding, sign, sigma_of, prescale, n_sigma_of)
 
 
 def saliency_tube(
@@ -138,7 +141,7 @@ def selective_tube(
     relu: bool = False,
     normalize: str = "clip",
     dtype: torch.dtype | str = torch.float32,
-    n_sigma: float = 2.0,
+    n_sigma: float | Tensor = 2.0,
     padding: str = "replicate",
     sign: str = "abs",
     sigma_of: str = "signed",
@@ -152,12 +155,18 @@ def selective_tube(
     Returns: (tube, motion, motion_share): [N, M, T, H, W] and tube * mask, both of type `dtype`, and [N, M] float32.
     """
     arguments = (features, weight, _size(size), threshold, order, relu, normalize, _name(dtype))
-    rule = (n_sigma, padding, sign, sigma_of)
+    n_sigma, n_sigma_of = _n_sigma(n_sigma)
+    rule = (n_sigma, padding, sign, sigma_of, n_sigma_of)
     if out is None:
         return _ops.selective_tube(*arguments, *rule)
     tube, motion, motion_share = out
     _ops.selective_tube.out(*arguments, *rule, tube=tube, motion=motion, motion_share=motion_share)
     return tube, motion, motion_share
+
+
+def _n_sigma(n_sigma: float | Tensor) -> tuple[float, Tensor | None]:
+    """The two arguments of the op, of which the second wins."""
+    return (2.0, n_sigma) if isinstance(n_sigma, Tensor) else (n_sigma, None)
 
 
 def _size(size: Sequence[int]) -> Sequence[int]:

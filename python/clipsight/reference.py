@@ -164,7 +164,7 @@ def sobel_temporal(volume: Tensor, padding: str = "replicate") -> Tensor:
 
 def selective_relevance(
     volume: Tensor,
-    n_sigma: float = 2.0,
+    n_sigma: float | Tensor = 2.0,
     padding: str = "replicate",
     sign: str = "abs",
     sigma_of: str = "signed",
@@ -213,7 +213,7 @@ def selective_tube(
     relu: bool = False,
     normalize: str = "clip",
     dtype: torch.dtype | str = torch.float32,
-    n_sigma: float = 2.0,
+    n_sigma: float | Tensor = 2.0,
     padding: str = "replicate",
     sign: str = "abs",
     sigma_of: str = "signed",
@@ -286,8 +286,12 @@ def _normalise(relevance: Tensor, normalize: str, dtype: torch.dtype | str) -> t
     return tube if dtype == torch.float32 else tube.to(dtype), peak
 
 
-def _mask(g: Tensor, sigma: Tensor, peak: Tensor, n_sigma: float, sign: str, floor: float) -> Tensor:
-    limit = torch.where(sigma < floor * peak, math.inf, n_sigma * sigma).to(g.dtype)
+def _mask(g: Tensor, sigma: Tensor, peak: Tensor, n_sigma: float | Tensor, sign: str, floor: float) -> Tensor:
+    nothing = sigma < floor * peak
+    if isinstance(n_sigma, Tensor):  # data: its axes are the first ones of the maps
+        n_sigma = n_sigma.reshape(*n_sigma.shape, *(1 for _ in range(g.dim() - n_sigma.dim())))
+        nothing = nothing | ~(n_sigma >= 0)
+    limit = torch.where(nothing, math.inf, n_sigma * sigma).to(g.dtype)
     if sign == "abs":
         return g.abs() > limit
     return g > limit if sign == "rising" else g < -limit

@@ -125,6 +125,8 @@ struct Kernels {
   /// Widens range by the row; returns false where the row has a non-finite value.
   bool (*row_range)(const float* row, int64_t width, float* range);
   void (*select_row)(const SelectTask& task);
+  void (*to_float32)(const uint16_t* half, int64_t count, float* single);
+  void (*to_float16)(const float* single, int64_t count, uint16_t* half);
 };
 
 const Kernels& kernels(SimdLevel level);

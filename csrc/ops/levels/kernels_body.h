@@ -21,6 +21,7 @@ namespace {
 
 #include "core/simd.h"
 #include "ops/channel_reduce_body.h"
+#include "ops/convert_body.h"
 #include "ops/selective_relevance_body.h"
 #include "ops/spline_rows_body.h"
 
@@ -38,6 +39,8 @@ const Kernels CLIPSIGHT_TABLE(CLIPSIGHT_LEVEL) = {
     CLIPSIGHT_LEVEL::row_moments,
     CLIPSIGHT_LEVEL::row_range,
     CLIPSIGHT_LEVEL::select_row,
+    CLIPSIGHT_LEVEL::to_float32,
+    CLIPSIGHT_LEVEL::to_float16,
 };
 
 }  // namespace clipsight

@@ -1,0 +1,75 @@
+"""`onnx_session`: an ONNX Runtime session that knows the custom ops of clipsight."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .libraries import get_library_path
+from .manifest import LoadError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["onnx_session"]
+
+
+def onnx_session(
+    path: str | os.PathLike,
+    providers: Sequence | None = None,
+    threads: int | None = None,
+    options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """Opens an ONNX model with the ops of the domain `clipsight` registered, where that library was built.
+
+    Args:
+        path: any ONNX model, with such ops or without.
+        providers: as `onnxruntime.InferenceSession` takes them; by default the CPU.
+        threads: threads of one operation; by default the runtime's own choice.
+        options: the session's options. The ops are added to them, so use them for this session only.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LoadError: ONNX Runtime is not installed or cannot read the model; or the model has ops of clipsight, and their
+            library is missing or older than the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise LoadError(
+            f"onnx_session: onnxruntime must be installed: pip install 'clipsight[onnx]' ({error})"
+        ) from error
+    if threads is not None and threads < 1:
+        raise ValueError(f"onnx_session: threads must be at least 1, got {threads}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"onnx_session: path must be a file, got '{path}', which does not exist")
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only: its warnings are notes on graph optimisation
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    missing = _register(options)
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=list(providers or ["CPUExecutionProvider"])
+        )
+    except Exception as error:  # ONNX Runtime's own exception types have no common base
+        if missing and "clipsight:" in str(error):
+            raise LoadError(
+                f"onnx_session: '{path}' has ops of clipsight, whose library must be registered. {missing}"
+            ) from error
+        raise LoadError(f"onnx_session: ONNX Runtime could not read '{path}': {error}") from error
+
+
+def _register(options) -> str | None:
+    """Adds the custom ops; why they are not there, where they are not."""
+    try:
+        library = get_library_path("onnxruntime")
+    except LoadError as error:
+        return str(error)
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:
+        raise LoadError(f"onnx_session: ONNX Runtime could not load '{library}': {error}") from error
+    return None
