@@ -33,3 +33,12 @@ def run_python(code: str, *arguments: object) -> str:
     )
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+def onnxruntime_library() -> Path:
+    """ONNX Runtime's shared library as the Python package brings it, or a skip where it does not."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    found = sorted((Path(runtime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+    if not found:
+        pytest.skip("this onnxruntime package brings no libonnxruntime.so")
+    return found[0]

@@ -163,9 +163,9 @@ def rewritten(source, target, change) -> None:
 
 def test_newer_manifest(folder, tmp_path):
     rewritten(
-        folder / "x.pt", tmp_path / "x.pt", lambda text: text.replace('"format_version": 1', '"format_version": 7')
+        folder / "x.pt", tmp_path / "x.pt", lambda text: text.replace('"format_version": 2', '"format_version": 7')
     )
-    with pytest.raises(LoadError, match=r"format_version must be at most 1, got 7 .* upgrade clipsight"):
+    with pytest.raises(LoadError, match=r"format_version must be at most 2, got 7 .* upgrade clipsight"):
         load(tmp_path / "x.pt")
 
 

@@ -185,6 +185,13 @@ def test_short_video_can_be_repeated():
     assert [w.used for w in sliding_windows(numbered(9), preprocessing(8), loop=True)] == [8, 8]
 
 
+def test_windows_of_whole_frames():
+    frames = [np.full((6, 9, 3), i, np.uint8) for i in range(5)]
+    windows = list(sliding_windows(frames, preprocessing(4, stride=2), loop=True, whole=True))
+    assert [(w.start, w.used, w.clip.shape, w.clip.dtype) for w in windows] == [(0, 3, (1, 4, 6, 9, 3), np.uint8)]
+    assert windows[0].clip[0, :, 0, 0, 0].tolist() == [0, 2, 4, 0]
+
+
 def test_window_errors():
     with pytest.raises(VideoError, match=r"needs 8 frames = 22 source frames at stride 3, got 3; .*--loop"):
         list(sliding_windows(numbered(9), preprocessing(8, stride=3)))

@@ -18,15 +18,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from . import SaliencyTube, SelectiveRelevance, explain, export, load, models
+from . import SaliencyTube, SelectiveRelevance, explain, export, get_library_path, load, models, onnx_session
 from .exporters import onnx, torchscript
-from .manifest import read_manifest, weights_digest
+from .manifest import LoadError, read_manifest, weights_digest
 from .synthetic import MOTION_CLASSES, moving_shapes
 from .video import VideoReader, VideoWriter
 
 CLASS, SEED = "moves right", 4
 FRAMES, SIDE, FPS = 48, 320, 24  # every third frame goes to the network
-FILES = {"ONNX": "movers.onnx", "TorchScript": "movers.pt"}
+PLUGIN = "ONNX plug-in"
+FILES = {"ONNX": "movers.onnx", PLUGIN: "movers_plugin.onnx", "TorchScript": "movers.pt"}
 RESULTS = ("heat.mp4", "focus.mp4", "motion.mp4", "contact.png", "result.json")
 
 
@@ -44,18 +45,25 @@ def main(out: Path) -> int:
     example = torch.rand(1, 3, *preprocessing.size)
     tube = SaliencyTube()
     explained = explain(model, [tube, SelectiveRelevance(of=tube, extras=("motion_share",))], example)
-    for format, name in FILES.items():
+    files = dict(FILES)
+    try:
+        get_library_path("onnxruntime")
+    except LoadError as error:
+        del files[PLUGIN]
+        console.print(f"[yellow]without      {PLUGIN}: {error}")
+    for format, name in files.items():
         reused = _is_current(out / name, explained)
         if not reused:
-            export(explained, out / name, labels=model.labels, preprocessing=preprocessing, name="movers")
+            facts = {"labels": model.labels, "preprocessing": preprocessing, "name": "movers"}
+            export(explained, out / name, plugin=format != "ONNX", **facts)
         size = (out / name).stat().st_size
         console.print(
             f"{format:12} {out / name}: {size / 1e6:.2f} MB, {'reused' if reused else 'exported and checked'}"
         )
 
-    difference = _explain_in_fresh_processes(video, out)
+    difference = _explain_in_fresh_processes(video, out, files)
     console.print(
-        f"agreement    maps of the two files, each run in a process of its own: {difference:.1e} at most apart"
+        f"agreement    maps of the {len(files)} files, each run in a process of its own: {difference:.1e} at most apart"
     )
 
     result = json.loads((out / "result.json").read_text())
@@ -64,12 +72,12 @@ def main(out: Path) -> int:
         table.add_row(top["label"], f"{100 * top['probability']:.1f} %")
     console.print(table)
     table = Table("one forward, ms (median)", "plain", "explained", "difference")
-    for format, (plain, ours) in _times(explained, out, example).items():
+    for format, (plain, ours) in _times(explained, out, files, example).items():
         table.add_row(format, f"{plain:.2f}", f"{ours:.2f}", f"{ours - plain:+.2f}")
     console.print(table)
     console.print("pictures     " + ", ".join(str(out / name) for name in RESULTS))
     if difference > 1e-4:
-        console.print(f"[red]demo: the two files must agree to 1e-4, got {difference:.1e}")
+        console.print(f"[red]demo: the files must agree to 1e-4, got {difference:.1e}")
         return 1
     return 0
 
@@ -95,11 +103,11 @@ def _is_current(path: Path, explained) -> bool:
     return same and manifest.weights_digest == weights_digest(explained.model)
 
 
-def _explain_in_fresh_processes(video: Path, out: Path) -> float:
+def _explain_in_fresh_processes(video: Path, out: Path, files: dict[str, str]) -> float:
     """Runs `clipsight explain` once for each file; the largest difference between their maps (0..1)."""
     maps = []
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=out) as folder:
-        for name in FILES.values():
+        for name in files.values():
             results = Path(folder) / name
             command = [sys.executable, "-m", "clipsight", "explain", video, "--model", out / name, "--out", results]
             done = subprocess.run([*map(str, command), "--raw"], capture_output=True, text=True)
@@ -109,27 +117,29 @@ def _explain_in_fresh_processes(video: Path, out: Path) -> float:
                 maps.append(raw["maps"])
         for name in RESULTS:
             shutil.move(Path(folder) / FILES["ONNX"] / name, out / name)
-    return float(np.abs(maps[0] - maps[1]).max())
+    return max(float(np.abs(other - maps[0]).max()) for other in maps[1:])
 
 
-def _times(explained, out: Path, clip: torch.Tensor, rounds: int = 20) -> dict[str, tuple[float, float]]:
+def _times(
+    explained, out: Path, files: dict[str, str], clip: torch.Tensor, rounds: int = 20
+) -> dict[str, tuple[float, float]]:
     """Median milliseconds of the plain and the explained forward, in turns, both as files of the same format."""
-    import onnxruntime
-
-    size = tuple(clip.shape[2:])
-    plain = explained.plain_at(size)
-    scripts = [torchscript.convert(plain, (clip,)), load(out / FILES["TorchScript"])]
-    graphs = [
-        onnx.convert(plain, (clip.expand(2, -1, -1, -1, -1),), ["logits"]).SerializeToString(),
-        str(out / FILES["ONNX"]),
-    ]
-    sessions = [onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in graphs]
-    feed = {"clip": clip.numpy()}
-    with torch.inference_mode():
-        return {
-            "TorchScript": _in_turns([lambda s=s: s(clip) for s in scripts], rounds),
-            "ONNX": _in_turns([lambda s=s: s.run(None, feed) for s in sessions], rounds),
-        }
+    plain = explained.plain_at(tuple(clip.shape[2:]))
+    script = torchscript.convert(plain, (clip,))
+    graph = onnx.convert(plain, (clip.expand(2, -1, -1, -1, -1),), ["logits"])
+    times = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.onnx"
+        path.write_bytes(graph.SerializeToString())
+        for format, name in files.items():
+            if format == "TorchScript":
+                calls = [lambda f=f: f(clip) for f in (script, load(out / name))]
+            else:
+                sessions = [onnx_session(file) for file in (path, out / name)]
+                calls = [lambda s=s: s.run(None, {"clip": clip.numpy()}) for s in sessions]
+            with torch.inference_mode():
+                times[format] = _in_turns(calls, rounds)
+    return times
 
 
 def _in_turns(calls: list[Callable], rounds: int) -> tuple[float, ...]:

@@ -61,6 +61,7 @@ class ExplainedModel(nn.Module):
         num_classes: K.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
+        median_weight: of the classifier's weights: as tau, it drops half of them.
         temporal_resolution: number of frames t of the feature grid; a map cannot change faster.
         model_name: the class name of the model.
     """
@@ -89,6 +90,7 @@ class ExplainedModel(nn.Module):
         self._graphs: dict[Size, GraphModule] = {}
         self.channels = example.shape[1]
         self._like = {"dtype": example.dtype, "device": example.device}
+        self._outside: torch.dtype | None = None
 
         with torch.inference_mode():
             logits, grid, weight = self._graph(self.size)(_one(example))
@@ -97,6 +99,7 @@ class ExplainedModel(nn.Module):
         self.num_classes = logits.shape[1]
         self.feature_shape = tuple(_as_grid(grid, logits.shape[0]).shape[1:])
         self.temporal_resolution = self.feature_shape[1]
+        self.median_weight = weight.detach().float().median().item()
         self.classes = _Classes(classes, self.num_classes)
         self.classes_input = self.classes.input
         self.maps = self.classes.count
@@ -111,14 +114,23 @@ class ExplainedModel(nn.Module):
                 stacklevel=3,
             )
 
-    def forward(self, clip: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
-        """clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` where `classes="input"`) -> tensors by `output_names`."""
+    def forward(
+        self,
+        clip: Tensor,
+        classes: Tensor | None = None,
+        tau: Tensor | None = None,
+        n_sigma: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` where `classes="input"`) -> tensors by `output_names`.
+
+        tau and n_sigma, float32 `[N]`, replace the thresholds of all methods, sample by sample.
+        """
         _check_clip(clip)
         if clip.shape[1] != self.channels:
             raise ValueError(f"explain: clip must have {self.channels} channels, got {list(clip.shape)}")
         if classes is not None:
             self.classes.check(classes, clip.shape[0])
-        return self.at(tuple(clip.shape[2:]))(clip, classes)
+        return self.at(tuple(clip.shape[2:]))(clip, classes, tau, n_sigma)
 
     def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
         """The explained model at one clip size: a module fit for tracing and export.
@@ -129,12 +141,38 @@ class ExplainedModel(nn.Module):
         """
         key = (tuple(size), plugin)
         if key not in self._sized:
-            self._sized[key] = SizedExplanation(self._graph(key[0]), self.bound, self.classes, key[0], plugin)
+            self._sized[key] = SizedExplanation(
+                self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
+            )
         return self._sized[key]
 
     def plain_at(self, size: Size) -> nn.Module:
         """The network alone, captured the same way: what the explained model's cost is compared with."""
-        return _LogitsOnly(self._graph(tuple(size)))
+        return _LogitsOnly(self.at(size, plugin=False))
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """Of the clips that `forward` takes."""
+        return self._outside or self._like["dtype"]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which the network computes."""
+        return self._like["dtype"]
+
+    def in_half(self, dtype: torch.dtype) -> ExplainedModel:
+        """A copy whose network has `dtype` weights and computes in it; clips and logits keep their type."""
+        result = copy.deepcopy(self)
+        result._outside = self.input_dtype
+        return result.to(dtype)
+
+    def with_maps_of(self, dtype: str) -> ExplainedModel:
+        """The same model with maps of another type, `"float32"`, `"float16"` or `"uint8"`; it shares the weights."""
+        result = copy.copy(self)
+        result.methods = tuple(m.with_maps_of(dtype) for m in self.methods)
+        result.bound = tuple(m.with_maps_of(dtype) for m in self.bound)
+        result._sized = {}
+        return result
 
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
@@ -175,34 +213,69 @@ class SizedExplanation(nn.Module):
     """An explained model at one clip size: the captured network, the class choice and the heads."""
 
     def __init__(
-        self, network: GraphModule, heads: Sequence[Head], classes: _Classes, size: Size, plugin: bool
+        self,
+        network: GraphModule,
+        heads: Sequence[Head],
+        classes: _Classes,
+        size: Size,
+        plugin: bool,
+        inside: torch.dtype,
+        outside: torch.dtype | None,
     ) -> None:
         super().__init__()
         self.network = network
         self.heads, self.classes, self.size = tuple(heads), classes, size
+        self.inside, self.outside = inside, outside
         self.ops = importlib.import_module(".ops" if plugin else ".reference", __package__)
 
-    def forward(self, clip: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
-        logits, features, weight = self.network(clip)
+    def forward(
+        self,
+        clip: Tensor,
+        classes: Tensor | None = None,
+        tau: Tensor | None = None,
+        n_sigma: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        logits, features, weight = self.look(clip)
+        return logits, *self.maps(logits, features, weight, classes, tau, n_sigma)
+
+    def look(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The network: (logits `[N, K]`, features, the classifier's weight)."""
+        if self.outside is None:
+            return self.network(clip)
+        logits, features, weight = self.network(clip.to(self.inside))
+        return logits.to(self.outside), features, weight
+
+    def maps(
+        self,
+        logits: Tensor,
+        features: Tensor,
+        weight: Tensor,
+        classes: Tensor | None = None,
+        tau: Tensor | None = None,
+        n_sigma: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What comes after the network: every output but the logits."""
         evidence = Evidence(
-            features=_as_grid(features, clip.shape[0]),
+            features=_as_grid(features, logits.shape[0]),
             rows=self.classes.rows(weight.flatten(1).float(), logits, classes),
             size=self.size,
             ops=self.ops,
+            tau=tau,
+            n_sigma=n_sigma,
         )
         # Heads that split a map leave the whole map behind for the others, so they go first.
         order = sorted(range(len(self.heads)), key=lambda i: not hasattr(self.heads[i], "of"))
         results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
-        return logits, *(tensor for i in range(len(self.heads)) for tensor in results[i])
+        return tuple(tensor for i in range(len(self.heads)) for tensor in results[i])
 
 
 class _LogitsOnly(nn.Module):
-    def __init__(self, network: GraphModule) -> None:
+    def __init__(self, whole: SizedExplanation) -> None:
         super().__init__()
-        self.network = network
+        self.whole = whole
 
     def forward(self, clip: Tensor) -> Tensor:
-        return self.network(clip)[0]
+        return self.whole.look(clip)[0]
 
 
 class _Classes:

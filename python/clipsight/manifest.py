@@ -9,15 +9,15 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .preprocessing import Preprocessing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_KEY = "clipsight"  # in an ONNX model's metadata_props
-EXTRA_FILE = "clipsight.json"  # among a TorchScript archive's extra files
+EXTRA_FILE = "clipsight.json"  # among the extra files of a TorchScript archive or `.pt2` package
 
 # A dimension is a number, or the name of one that the caller chooses: "N" (batch), "M" (classes), "T", "H", "W".
 Dim = int | str
@@ -29,7 +29,10 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class ClipInput:
-    """The video input. `sizes` are the clip sizes `(T, H, W)` that the file accepts; the batch size is free."""
+    """The video input: `clip`, preprocessed, or `frames`, bytes of any height and width (layout NTHWC).
+
+    `sizes` are the clip sizes `(T, H, W)` that the network accepts; the batch size is free.
+    """
 
     sizes: tuple[tuple[int, int, int], ...]
     dtype: str
@@ -37,6 +40,14 @@ class ClipInput:
     name: str = "clip"
     layout: str = "NCTHW"
     batch: str = "dynamic"
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        t, h, w = (
+            lengths[0] if len(set(lengths)) == 1 else axis
+            for axis, lengths in zip("THW", zip(*self.sizes, strict=True), strict=True)
+        )
+        return ("N", t, "H", "W", self.channels) if self.layout == "NTHWC" else ("N", self.channels, t, h, w)
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,36 @@ class ClassesInput:
 
 
 @dataclass(frozen=True)
+class OptionInput:
+    """A further input, one value per sample: `explain`, `tau` or `n_sigma`.
+
+    `default` is what a caller who has no wish should feed; every default is a finite number or a boolean.
+    """
+
+    name: str
+    dtype: str
+    meaning: str
+    default: bool | float
+    shape: tuple[Dim, ...] = ("N",)
+
+
+class Port(NamedTuple):
+    """One input as a caller sees it; letters in the shape stand for lengths that the caller chooses."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
 class Output:
+    """One result. `full_shape`: where the file may run without maps, the shape of a run with maps."""
+
     name: str
     shape: tuple[Dim, ...]
     dtype: str
     meaning: str
+    full_shape: tuple[Dim, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +107,12 @@ class Manifest:
     """What an exported file takes, gives and was made from.
 
     Attributes:
-        kind: `"torchscript"` or `"onnx"`.
+        kind: `"torchscript"`, `"onnx"` or `"aot"`.
         model: name of the explained network.
-        input: the clip.
+        input: the clip, or the frames that become one in the graph.
         classes_input: the second input, or `None` where the file chooses the classes by itself.
-        outputs: in the order in which the file returns them.
+        outputs: in the order in which the file returns them. Letters stand for lengths that depend on the input; where
+            `options["optional"]` is set, a run without maps returns them with zero length.
         methods: every method with all its options.
         classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices, or `"input"`.
         num_classes: K.
@@ -88,6 +125,8 @@ class Manifest:
         weights_digest: `"sha256:..."` over all named parameters and buffers.
         built_with: versions of the packages that wrote the file.
         self_check: what export measured when it compared the file with the eager model.
+        option_inputs: the inputs after the clip and the classes, in order.
+        options: how the file was exported: `frames`, `output`, `optional`, `half`, `plugin`.
     """
 
     kind: str
@@ -109,7 +148,15 @@ class Manifest:
     built_with: dict[str, str]
     clipsight_version: str
     self_check: dict[str, Any] | None = None
+    option_inputs: tuple[OptionInput, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def input_ports(self) -> tuple[Port, ...]:
+        """All inputs in the order in which the file takes them."""
+        inputs = (self.input, *filter(None, [self.classes_input]), *self.option_inputs)
+        return tuple(Port(i.name, i.dtype, i.shape) for i in inputs)
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -125,7 +172,12 @@ class Manifest:
         return self.input.sizes[0]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The fields, and `inputs`: the same list for readers in other languages as `outputs` is for the results."""
+        meanings = {i.name: i.meaning for i in self.option_inputs}
+        meanings |= {"clip": "preprocessed video", "frames": "RGB bytes", "classes": "indices of the explained classes"}
+        inputs = [port._asdict() | {"meaning": meanings.get(port.name, "")} for port in self.input_ports]
+        inputs[0]["layout"] = self.input.layout
+        return json.dumps(dataclasses.asdict(self) | {"inputs": inputs}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -146,6 +198,7 @@ class Manifest:
                 "input": _read(ClipInput, values["input"] | {"sizes": tuple(map(tuple, values["input"]["sizes"]))}),
                 "classes_input": values["classes_input"] and _read(ClassesInput, values["classes_input"]),
                 "outputs": tuple(_read(Output, output) for output in values["outputs"]),
+                "option_inputs": tuple(_read(OptionInput, option) for option in values.get("option_inputs", ())),
                 "plugin": _read(Plugin, values["plugin"]),
                 "preprocessing": values["preprocessing"] and Preprocessing.from_dict(values["preprocessing"]),
                 "labels": values["labels"] and tuple(values["labels"]),
@@ -157,7 +210,7 @@ class Manifest:
 
 def _read(cls, values: dict):
     known = {field.name for field in dataclasses.fields(cls)}
-    return cls(**{k: tuple(v) if k == "shape" else v for k, v in values.items() if k in known})
+    return cls(**{k: tuple(v) if k in ("shape", "full_shape") and v else v for k, v in values.items() if k in known})
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:
@@ -165,7 +218,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
 
     Raises:
         FileNotFoundError: no such file.
-        LoadError: the file is truncated, no TorchScript archive or ONNX model, carries no manifest, or a newer one.
+        LoadError: the file is truncated, no archive of torch's or ONNX model, carries no manifest, or a newer one.
     """
     path = Path(path)
     if not path.is_file():
@@ -176,7 +229,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     if text is None:
         raise LoadError(
             f"load: '{path}' must be a file that clipsight.export wrote, got a "
-            f"{'TorchScript archive' if archive else 'model'} without a clipsight manifest"
+            f"{'archive' if archive else 'model'} without a clipsight manifest"
         )
     return Manifest.from_json(text)
 

@@ -48,6 +48,23 @@ class Preprocessing:
         """Clip size `(T, H, W)`."""
         return (self.frames, *self.crop)
 
+    def resized(self, source: tuple[int, int]) -> tuple[int, int]:
+        """`(height, width)` of a source frame after the resize.
+
+        Raises:
+            ValueError: the crop is larger.
+        """
+        height, width = self.resize if isinstance(self.resize, tuple) else source
+        if isinstance(self.resize, int):
+            short = min(source)
+            height, width = (self.resize * side // short for side in source)
+        if height < self.crop[0] or width < self.crop[1]:
+            raise ValueError(
+                f"preprocessing: the crop {_size(self.crop)} must fit into the resized frame, "
+                f"got {_size((height, width))} from a source of {_size(source)}"
+            )
+        return height, width
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -55,3 +72,7 @@ class Preprocessing:
     def from_dict(cls, values: dict) -> Preprocessing:
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in values.items() if k in known})
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"

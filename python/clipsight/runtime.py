@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
-from .manifest import LoadError, Manifest, read_manifest
+from .manifest import LoadError, Manifest, OptionInput, read_manifest
 
 __all__ = ["LoadError", "Loaded", "load"]
 
@@ -20,7 +20,7 @@ def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = Non
     """Loads a file that `clipsight.export` wrote; its content, not its name, tells the format.
 
     Args:
-        path: a TorchScript archive or an ONNX model.
+        path: a TorchScript archive, an ONNX model or a compiled `.pt2` package.
         device: `"cpu"`, or `"cuda"` where torch or ONNX Runtime has it.
         threads: threads of one call; by default the runtime's own choice.
 
@@ -44,8 +44,8 @@ def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = Non
 class Loaded:
     """An exported file, ready to run.
 
-    Call it with a clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` if the manifest has a `classes_input`): NumPy
-    arrays in, NumPy arrays out; torch tensors in, torch tensors out. It returns a tuple in the order of `output_names`.
+    NumPy arrays in, NumPy arrays out; torch tensors in, torch tensors out. A call returns a tuple in the order of
+    `output_names`.
 
     Attributes:
         manifest: what the file says about itself.
@@ -57,25 +57,53 @@ class Loaded:
         self.output_names = manifest.output_names
         self._run = run
 
-    def __call__(self, clip, classes=None) -> tuple:
-        """Raises ValueError or TypeError where an input does not fit the manifest."""
+    def __call__(self, clip, classes=None, *, explain=None, tau=None, n_sigma=None) -> tuple:
+        """Runs the file on a batch.
+
+        Args:
+            clip: `[N, 3, T, H, W]`, or uint8 frames `[N, T, H, W, 3]` of any H and W where the file takes those.
+            classes: int64 `[N, M]`, for a file that was explained with `classes="input"`.
+            explain: whether maps are wanted; where no sample of the batch wants them they have zero length.
+            tau: weights below it count as zero.
+            n_sigma: threshold of the motion mask in standard deviations.
+
+        The last three are a number or one per sample `[N]`, for files that have them as an input; by default what the
+        manifest names.
+
+        Raises:
+            ValueError, TypeError: an input does not fit the manifest.
+        """
         self._check_clip(clip)
         self._check_classes(clip, classes)
-        return self._run(clip) if classes is None else self._run(clip, classes)
+        given = {"explain": explain, "tau": tau, "n_sigma": n_sigma}
+        wanted = {option.name: option for option in self.manifest.option_inputs}
+        for name, value in given.items():
+            if value is not None and name not in wanted:
+                raise ValueError(f"load: {name} must not be given: the file was exported without it as an input")
+        options = (_option(option, given.get(name), clip) for name, option in wanted.items())
+        return self._run(clip, *(() if classes is None else (classes,)), *options)
 
     def _check_clip(self, clip) -> None:
-        want, sizes = self.manifest.input, self.manifest.sizes
+        want = self.manifest.input
+        name, axis = want.name, want.layout.index("C")
         if not _is_array(clip):
-            raise TypeError(f"load: clip must be a NumPy array or torch tensor, got {type(clip).__name__}")
+            raise TypeError(f"load: {name} must be a NumPy array or torch tensor, got {type(clip).__name__}")
         shape = tuple(clip.shape)
-        allowed = " or ".join(f"[N, {want.channels}, {t}, {h}, {w}]" for t, h, w in sizes)
-        if len(shape) != 5 or shape[1] != want.channels or shape[2:] not in sizes:
-            hint = "; export with sizes= for other clip sizes" if len(shape) == 5 and shape[1] == want.channels else ""
-            raise ValueError(f"load: clip must have shape {allowed}, got {list(shape)}{hint}")
+        if want.layout == "NTHWC":
+            allowed = " or ".join(f"[N, {t}, H, W, {want.channels}]" for t in dict.fromkeys(s[0] for s in want.sizes))
+            fits = len(shape) == 5 and shape[1] in {s[0] for s in want.sizes} and min(shape[2:]) > 0
+        else:
+            allowed = " or ".join(f"[N, {want.channels}, {t}, {h}, {w}]" for t, h, w in want.sizes)
+            fits = len(shape) == 5 and shape[2:] in want.sizes
+        if not fits or shape[axis] != want.channels:
+            hint = "; export with sizes= for other clip sizes" if len(shape) == 5 and not fits else ""
+            raise ValueError(f"load: {name} must have shape {allowed}, got {list(shape)}{hint}")
         if shape[0] == 0:
-            raise ValueError(f"load: clip must have at least one sample, got shape {list(shape)}")
+            raise ValueError(f"load: {name} must have at least one sample, got shape {list(shape)}")
         if _dtype(clip) != want.dtype:
-            raise TypeError(f"load: clip must be {want.dtype}, got {_dtype(clip)}")
+            raise TypeError(f"load: {name} must be {want.dtype}, got {_dtype(clip)}")
+        if want.layout == "NTHWC":
+            self.manifest.preprocessing.resized(shape[2:4])
 
     def _check_classes(self, clip, classes) -> None:
         want = self.manifest.classes_input
@@ -105,16 +133,19 @@ class _TorchScript:
     def __init__(self, path: Path, manifest: Manifest, device: str, threads: int | None) -> None:
         import torch
 
-        from .exporters.torchscript import quiet
-
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise LoadError(f"load: device must be one that torch has, got {device!r}, but torch finds no CUDA device")
         if manifest.plugin.required:
             _load_plugin(manifest)
         self.threads, self.device, self.torch = threads, device, torch
+        self.module = self._open(path, manifest)
+
+    def _open(self, path: Path, manifest: Manifest):
+        from .exporters.torchscript import quiet
+
         try:
             with quiet():
-                self.module = torch.jit.load(str(path), map_location=device).eval()
+                return self.torch.jit.load(str(path), map_location=self.device).eval()
         except RuntimeError as error:
             raise LoadError(f"load: torch.jit.load could not read '{path}': {error}") from error
 
@@ -139,6 +170,15 @@ class _TorchScript:
             self.torch.set_num_threads(before)
 
 
+class _Aot(_TorchScript):
+    """The compiled models of a `.pt2` package; `exporters/aot.py` says which there are."""
+
+    def _open(self, path: Path, manifest: Manifest):
+        from .exporters.aot import open_models
+
+        return open_models(path, manifest, self.device)
+
+
 class _Onnx:
     """An ONNX Runtime session."""
 
@@ -152,12 +192,17 @@ class _Onnx:
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=_providers(onnxruntime, device))
-        except LoadError:
-            raise
-        except Exception as error:  # ONNX Runtime's own exception types have no common base
-            raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
+        providers = _providers(onnxruntime, device)
+        if manifest.plugin.required:
+            _check_version(manifest)
+            from .onnx_runtime import onnx_session
+
+            self.session = onnx_session(path, providers, options=options)
+        else:
+            try:
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            except Exception as error:  # ONNX Runtime's own exception types have no common base
+                raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
         if device != "cpu" and self.session.get_providers()[0] != "CUDAExecutionProvider":
             raise LoadError(
                 f"load: device must be one that works here, got {device!r}: ONNX Runtime could not start CUDA"
@@ -175,7 +220,7 @@ class _Onnx:
         return tuple(torch.from_numpy(result).to(inputs[0].device) for result in results)
 
 
-_RUNTIMES = {"torchscript": _TorchScript, "onnx": _Onnx}
+_RUNTIMES = {"torchscript": _TorchScript, "aot": _Aot, "onnx": _Onnx}
 
 
 def _providers(onnxruntime, device: str) -> list:
@@ -190,12 +235,16 @@ def _providers(onnxruntime, device: str) -> list:
     return [("CUDAExecutionProvider", {"device_id": index}), "CPUExecutionProvider"]
 
 
-def _load_plugin(manifest: Manifest) -> None:
+def _check_version(manifest: Manifest) -> None:
     need = manifest.plugin.minimum_version
     if _number(__version__) < _number(need):
         raise LoadError(
             f"load: the file needs clipsight {need} or newer for its ops, got {__version__}; upgrade clipsight"
         )
+
+
+def _load_plugin(manifest: Manifest) -> None:
+    _check_version(manifest)
     from . import _library
 
     if _library.CPU_ERRORS:
@@ -203,6 +252,23 @@ def _load_plugin(manifest: Manifest) -> None:
             f"load: the file calls ops of the library {_library.CPU_LIBRARY.name}, which must be loaded, got: "
             f"{'; '.join(_library.CPU_ERRORS)}. {_library.REBUILD}; or export with plugin=False"
         )
+
+
+def _option(option: OptionInput, value, like):
+    """One value per sample of the batch, of the clip's kind."""
+    batch, dtype = like.shape[0], np.dtype(option.dtype)
+    if _is_torch(value):
+        value = value.detach().cpu().numpy()
+    values = np.asarray(option.default if value is None else value)
+    if values.shape not in ((), (1,), (batch,)):
+        raise ValueError(f"load: {option.name} must be a number or have shape [{batch}], got {list(values.shape)}")
+    if values.dtype.kind not in ("b" if dtype.kind == "b" else "iuf"):
+        raise TypeError(f"load: {option.name} must hold {dtype} values, got {values.dtype}")
+    if np.isnan(values).any() or (option.name == "n_sigma" and (values < 0).any()):
+        rule = "a number, at least 0" if option.name == "n_sigma" else "a number"
+        raise ValueError(f"load: {option.name} must be {rule}, got {values}")
+    values = np.array(np.broadcast_to(values, (batch,)), dtype)
+    return sys.modules["torch"].from_numpy(values) if _is_torch(like) else values
 
 
 def _number(version: str) -> tuple[int, ...]:

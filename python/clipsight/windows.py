@@ -31,15 +31,10 @@ class Geometry:
     @classmethod
     def of(cls, preprocessing: Preprocessing, source: tuple[int, int]) -> Geometry:
         """Raises `VideoError` where the crop is larger than the resized frame."""
-        resized = preprocessing.resize or source
-        if isinstance(resized, int):
-            short, long = min(source), max(source)
-            resized = tuple(resized if side == short else int(resized * long / short) for side in source)
-        if resized[0] < preprocessing.crop[0] or resized[1] < preprocessing.crop[1]:
-            raise VideoError(
-                f"geometry: the crop {_size(preprocessing.crop)} must fit into the resized frame, "
-                f"got {_size(resized)} from a source of {_size(source)}"
-            )
+        try:
+            resized = preprocessing.resized(source)
+        except ValueError as error:
+            raise VideoError(str(error)) from error
         return cls(tuple(source), tuple(resized), tuple(preprocessing.crop))
 
     @property
@@ -82,10 +77,6 @@ class Geometry:
         return cv2.warpAffine(map, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"
-
-
 def to_clip(frames: Iterable[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
     """Cropped RGB frames uint8 `[h, w, 3]` -> normalised clip float32 `[1, 3, T, h, w]`."""
     clip = np.stack(list(frames)).transpose(3, 0, 1, 2)[None]
@@ -102,7 +93,7 @@ class Window:
     Attributes:
         start: index of its first frame among the sampled frames.
         used: how many of its T frames are real; fewer where a short video was repeated.
-        clip: float32 `[1, 3, T, h, w]`.
+        clip: float32 `[1, 3, T, h, w]`; where whole frames were asked for, uint8 `[1, T, H, W, 3]`.
     """
 
     start: int
@@ -111,9 +102,13 @@ class Window:
 
 
 def sliding_windows(
-    frames: Iterable[np.ndarray], preprocessing: Preprocessing, step: int | None = None, loop: bool = False
+    frames: Iterable[np.ndarray],
+    preprocessing: Preprocessing,
+    step: int | None = None,
+    loop: bool = False,
+    whole: bool = False,
 ) -> Iterator[Window]:
-    """Cuts a stream of source frames into windows of T sampled frames; only T cropped frames are held.
+    """Cuts a stream of source frames into windows of T sampled frames; only T cropped (or whole) frames are held.
 
     A window starts every `step` sampled frames (default: half a window), the last one ends with the last sampled frame.
 
@@ -122,6 +117,7 @@ def sliding_windows(
         preprocessing: clip length T, stride, geometry and normalisation.
         step: sampled frames from one window to the next, 1 to T.
         loop: repeat a video that is shorter than T sampled frames, instead of an error.
+        whole: give the frames as they are, for a network that prepares them itself.
 
     Raises:
         VideoError: too few frames, or `step` out of range.
@@ -131,15 +127,19 @@ def sliding_windows(
     if not 1 <= step <= length:
         raise VideoError(f"windows: step must be 1 to {length} (the clip's frames), got {step}")
     geometry, held, count, emitted = None, deque(maxlen=length), 0, 0
+
+    def clip(chosen: Iterable[np.ndarray]) -> np.ndarray:
+        return np.stack(list(chosen))[None] if whole else to_clip(chosen, preprocessing)
+
     for index, frame in enumerate(frames):
         if index % stride:
             continue
         geometry = geometry or Geometry.of(preprocessing, frame.shape[:2])
-        held.append(geometry.crop_frame(frame).copy())
+        held.append((frame if whole else geometry.crop_frame(frame)).copy())
         count += 1
         if count >= length and (count - length) % step == 0:
             emitted = count
-            yield Window(count - length, length, to_clip(held, preprocessing))
+            yield Window(count - length, length, clip(held))
     if count == 0 or (count < length and not loop):
         source = f" = {(length - 1) * stride + 1} source frames at stride {stride}" if stride > 1 else ""
         raise VideoError(
@@ -147,9 +147,9 @@ def sliding_windows(
             "repeat the short video with --loop (Python: loop=True)"
         )
     if count < length:
-        yield Window(0, count, to_clip([held[i % count] for i in range(length)], preprocessing))
+        yield Window(0, count, clip(held[i % count] for i in range(length)))
     elif emitted < count:
-        yield Window(count - length, length, to_clip(held, preprocessing))
+        yield Window(count - length, length, clip(held))
 
 
 def default_step(length: int) -> int:

@@ -14,11 +14,15 @@ from pathlib import Path
 import torch
 
 from .. import __version__, runtime
-from ..manifest import ClassesInput, ClipInput, Manifest, Output, Plugin, weights_digest
+from ..manifest import Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
-from .check import ExportError, random_inputs, self_check
+from .check import ExportError, half_difference, self_check
+from .program import THRESHOLDS, Program
 
-FORMATS = {".pt": "torchscript", ".onnx": "onnx"}
+FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
+
+OUTPUTS = ("float32", "float16", "uint8")
+HALVES = ("float16", "bfloat16")
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
@@ -34,23 +38,39 @@ def export(
     labels: Sequence[str] | None = None,
     preprocessing=None,
     name: str | None = None,
+    frames: str | None = None,
+    output: str | None = None,
+    optional: bool = False,
+    half: bool | str = False,
+    inputs: Sequence[str] = (),
+    plain: str | os.PathLike | None = None,
     precheck: bool = True,
 ) -> Manifest:
-    """Writes an explained model as TorchScript (`.pt`) or ONNX (`.onnx`), with a dynamic batch.
+    """Writes an explained model as TorchScript (`.pt`), ONNX (`.onnx`) or AOTInductor package (`.pt2`).
 
-    The file is loaded again and compared with the eager model on new inputs before it appears at `path`; if anything
-    fails, nothing appears there.
+    The batch is dynamic. The file is loaded again and compared with the eager model on new inputs before it appears at
+    `path`; if anything fails, nothing appears there.
 
     Args:
         explained: what `clipsight.explain` returned.
         path: the file to write; its suffix chooses the format, its folder must exist.
-        example: a real clip `[N, 3, T, H, W]` for the comparison, beside random ones.
+        example: a real clip `[N, 3, T, H, W]` (or frames `[N, T, H, W, 3]`) for the comparison, beside random ones.
         plugin: call the fused ops of clipsight's native library, which must then be loaded where the file runs
-            (default for `.pt`), or use ops of plain torch or standard ONNX only (default for `.onnx`).
+            (default for `.pt` and `.pt2`), or use ops of plain torch or standard ONNX only (default for `.onnx`).
         sizes: clip sizes `(T, H, W)` that the file accepts besides that of the example that was explained.
         labels: name of each class.
         preprocessing: the `Preprocessing` that the network wants, or its fields as a dict.
         name: name of the network for the manifest; by default its class name.
+        frames: `"uint8"`: the file takes RGB bytes `[N, T, H, W, 3]` of any height and width, and resizes, crops and
+            normalises them as `preprocessing` says, to the pixel as `clipsight.windows` does.
+        output: type of the maps, `"float32"`, `"float16"` or `"uint8"`, instead of that of the methods.
+        optional: a further input `explain`, bool `[N]`: where no sample of a batch wants maps the heads do not run, and
+            their outputs have zero length.
+        half: weights and arithmetic of the network in half precision, `"float16"` (or `True`) or `"bfloat16"`; clips,
+            logits and maps keep their types. The manifest's `self_check["half_difference"]` states the error.
+        inputs: thresholds that are inputs, float32 `[N]`, among `"tau"` (weights below it count as zero) and
+            `"n_sigma"`.
+        plain: another file, of the same format, for the network alone: what the explanation costs beside it.
         precheck: compare the file with the eager model before it appears.
 
     Returns:
@@ -60,45 +80,74 @@ def export(
         ExportError: the file cannot be made, or does not compute what the eager model computes.
         FileNotFoundError, ValueError, TypeError: an argument does not fit.
     """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise ValueError(f"export: path must end in one of {', '.join(FORMATS)} (TorchScript, ONNX), got '{path.name}'")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"export: the folder of path must exist, got '{path.parent}', which does not")
+    path, plain = Path(path), None if plain is None else Path(plain)
+    for file in filter(None, (path, plain)):
+        if file.suffix not in FORMATS:
+            raise ValueError(
+                f"export: path must end in one of {', '.join(FORMATS)} (TorchScript, ONNX, AOTInductor), "
+                f"got '{file.name}'"
+            )
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"export: the folder of path must exist, got '{file.parent}', which does not")
+    if plain is not None and (plain.suffix != path.suffix or plain == path):
+        raise ValueError(f"export: plain must be another file of the format {path.suffix}, got '{plain.name}'")
     if not hasattr(explained, "at"):
         raise TypeError(f"export: explained must come from clipsight.explain, got {type(explained).__name__}")
-    sizes = _sizes(explained, sizes)
-    if example is not None and (example.dim() != 5 or tuple(example.shape[2:]) not in sizes):
-        raise ValueError(
-            f"export: example must be a clip [N, 3, T, H, W] of a size in {list(sizes)}, got {list(example.shape)}"
-        )
-    preprocessing = _preprocessing(preprocessing, sizes)
-    labels = _labels(labels, explained.num_classes)
     format = importlib.import_module(f".{FORMATS[path.suffix]}", __name__)
-    plugin = format.DEFAULT_PLUGIN if plugin is None else plugin
+    sizes = _sizes(explained, sizes)
+    preprocessing = _preprocessing(preprocessing, sizes, frames)
+    labels = _labels(labels, explained.num_classes)
+    exact = explained if output is None else explained.with_maps_of(_choice("output", output, OUTPUTS))
+    dtype = _choice("half", "float16" if half is True else half, HALVES) if half else None
+    program = Program(
+        exact.in_half(getattr(torch, dtype)) if dtype else exact,
+        sizes,
+        plugin=format.DEFAULT_PLUGIN if plugin is None else plugin,
+        preprocessing=preprocessing,
+        frames=frames is not None,
+        optional=optional,
+        thresholds=tuple(name for name in THRESHOLDS if name in _inputs(inputs)),
+    )
+    if example is not None and (example.dim() != 5 or program.sees(example) not in sizes):
+        want = "frames [N, T, H, W, 3]" if frames else "a clip [N, 3, T, H, W]"
+        raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
+    options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
+    facts = {"model": name or explained.model_name, "labels": labels, "options": options}
+    manifest = _write(format, program, path, facts, example, precheck, exact if dtype else None)
+    if plain is not None:
+        without = {"plugin": False, "optional": False}
+        alone = dataclasses.replace(program, thresholds=(), alone=True, **without)
+        _write(format, alone, plain, facts | {"options": options | without}, None, precheck)
+    return manifest
 
-    artifact = format.build(explained, sizes, plugin, explained.output_names)
+
+def _write(format, program: Program, path: Path, facts, example, precheck: bool, exact=None) -> Manifest:
+    """One file; `exact` is the model in float32 where the program's is in half precision."""
+    explained = program.explained
+    described = json.loads(json.dumps(explained.describe()))  # as it will be read back: lists, no tuples
+    artifact = format.build(program)
     manifest = Manifest(
         kind=format.KIND,
-        model=name or explained.model_name,
-        input=ClipInput(
-            sizes=sizes, channels=explained.channels, dtype=_name(random_inputs(explained, (1, 1, 1), 1, 0)[0].dtype)
-        ),
-        classes_input=ClassesInput(explained.num_classes) if explained.classes_input else None,
-        outputs=_outputs(explained, sizes),
-        **json.loads(json.dumps(explained.describe())),  # as it will be read back: lists, no tuples
-        plugin=Plugin(required=plugin, minimum_version=__version__ if plugin else ""),
-        preprocessing=preprocessing,
-        labels=labels,
+        input=program.clip_input(),
+        classes_input=program.classes_port(),
+        option_inputs=program.option_inputs(),
+        outputs=program.outputs,
+        **described | ({"methods": []} if program.alone else {}),
+        plugin=Plugin(program.plugin, format.PLUGIN_LIBRARY, __version__ if program.plugin else ""),
+        preprocessing=program.preprocessing,
         weights_digest=weights_digest(explained.model),
         built_with={package: _version(package) for package in format.VERSIONS},
         clipsight_version=__version__,
+        **facts,
     )
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         written = Path(folder) / path.name
         format.save(artifact, written, manifest)
         if precheck:
-            figures = self_check(explained, runtime.load(written), sizes, preprocessing, example)
+            loaded = runtime.load(written)
+            figures = self_check(program, loaded, example)
+            if exact is not None:
+                figures["half_difference"] = half_difference(program, loaded, exact)
             manifest = dataclasses.replace(manifest, self_check=figures)
             format.save(artifact, written, manifest)
         os.replace(written, path)
@@ -116,7 +165,11 @@ def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:
     return tuple(every)
 
 
-def _preprocessing(preprocessing, sizes) -> Preprocessing | None:
+def _preprocessing(preprocessing, sizes, frames) -> Preprocessing | None:
+    if frames is not None:
+        _choice("frames", frames, ("uint8",))
+        if preprocessing is None:
+            raise ValueError("export: preprocessing must be given with frames='uint8': it becomes part of the graph")
     if preprocessing is None:
         return None
     if not isinstance(preprocessing, Preprocessing):
@@ -124,6 +177,10 @@ def _preprocessing(preprocessing, sizes) -> Preprocessing | None:
     if preprocessing.size not in sizes:
         raise ValueError(
             f"export: preprocessing must give clips of one of the file's sizes {list(sizes)}, got {preprocessing.size}"
+        )
+    if frames is not None and {size[1:] for size in sizes} != {preprocessing.crop}:
+        raise ValueError(
+            f"export: sizes must all have the crop {preprocessing.crop} where frames='uint8', got {list(sizes)}"
         )
     return preprocessing
 
@@ -137,35 +194,18 @@ def _labels(labels, num_classes: int) -> tuple[str, ...] | None:
     return labels
 
 
-def _outputs(explained, sizes) -> tuple[Output, ...]:
-    """Name, type and shape of every output; axes that depend on the input have a letter instead of a number."""
-    shapes = []
-    for size in sizes:
-        with torch.inference_mode():
-            tensors = explained.at(size, plugin=False)(*random_inputs(explained, size, batch=2, seed=0))
-        shapes.append([tensor.shape for tensor in tensors])
-    outputs = []
-    for i, (name, meaning) in enumerate(explained.output_meanings.items()):
-        shape = [_axis(axis, [s[i][axis] for s in shapes], sizes) for axis in range(len(shapes[0][i]))]
-        if explained.classes_input and i and len(shape) > 1:
-            shape[1] = "M"
-        outputs.append(Output(name, tuple(shape), _name(tensors[i].dtype), meaning))
-    return tuple(outputs)
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    value = str(value).removeprefix("torch.")
+    if value not in allowed:
+        raise ValueError(f"export: {name} must be one of {list(allowed)}, got {value!r}")
+    return value
 
 
-def _axis(axis: int, lengths: list[int], sizes) -> int | str:
-    if axis == 0:
-        return "N"
-    if len(set(lengths)) == 1:
-        return lengths[0]
-    for letter, of_clip in zip("THW", zip(*sizes, strict=True), strict=True):
-        if tuple(lengths) == of_clip:
-            return letter
-    return {2: "t", 3: "h", 4: "w"}.get(axis, f"d{axis}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _inputs(inputs) -> set[str]:
+    inputs = {inputs} if isinstance(inputs, str) else set(inputs)
+    if not inputs <= set(THRESHOLDS):
+        raise ValueError(f"export: inputs must be among {list(THRESHOLDS)}, got {sorted(inputs)}")
+    return inputs
 
 
 def _version(package: str) -> str:

@@ -2,56 +2,36 @@
 
 The file is loaded in its own runtime and compared on inputs that the export never saw: other values, other batch
 sizes. Tracers can bake a tensor into a file as a constant without a word; a map that stays the same for other clips,
-or for other classes where those are an input, is therefore an error too.
+or for other classes or thresholds where those are inputs, is therefore an error too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .program import Program, random_inputs
 
 TOLERANCE = 1e-4  # of the largest value of an output, in float32
 BORDER_VOXELS = 1e-3  # share of a masked map's voxels that may fall on the other side of their threshold
 MASKED = ("motion", "static")
+
+Outputs = tuple[Tensor, ...]
+Result = tuple[Outputs, Outputs]  # expected, got
 
 
 class ExportError(RuntimeError):
     """The file could not be made, or it does not compute what the eager model computes; nothing was written."""
 
 
-def random_inputs(explained, size, batch: int, seed: int, preprocessing=None) -> tuple[Tensor, ...]:
-    """A clip of coloured blobs under noise `[N, 3, T, H, W]`, and classes `[N, batch]` where they are an input.
+def self_check(program: Program, loaded, example: Tensor | None = None) -> dict[str, Any]:
+    """Compares a loaded file with the eager program; the figures go into the manifest.
 
-    The values have the range of preprocessed video where `preprocessing` is given, else mean 0 and deviation 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(
-        batch,
-        explained.channels,
-        *(max(2, s // k) for s, k in zip(size, (4, 16, 16), strict=True)),
-        generator=generator,
-    )
-    clip = F.interpolate(coarse, size, mode="trilinear") + 0.3 * torch.randn(
-        batch, explained.channels, *size, generator=generator
-    )
-    if preprocessing is not None:
-        mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-        clip = (torch.sigmoid(clip) * 255 * preprocessing.scale - mean) / std
-    like = next((p for p in explained.parameters() if p.is_floating_point()), clip)
-    inputs = [clip.to(like)]
-    if explained.classes_input:
-        count = min(batch, explained.num_classes)  # the number of classes differs between checks as the batch does
-        classes = torch.rand(batch, explained.num_classes, generator=generator).argsort(1)[:, :count]
-        inputs.append(classes.to(like.device))
-    return tuple(inputs)
-
-
-def self_check(explained, loaded, sizes, preprocessing=None, example: Tensor | None = None) -> dict[str, Any]:
-    """Compares a loaded file with the eager model; the figures go into the manifest.
+    Every input is tried: other classes, thresholds that differ between samples, and a batch of which nobody wants maps.
 
     Raises:
         ExportError: an output differs by more than its bound, or a map does not follow its input. The bound is 1e-4 of
@@ -61,28 +41,27 @@ def self_check(explained, loaded, sizes, preprocessing=None, example: Tensor | N
     worst: dict[str, float] = {}
     unmoved: set[str] = set()
     clips = 0
-    for index, size in enumerate(sizes):
-        runs = [random_inputs(explained, size, batch, 1000 + 10 * index + batch, preprocessing) for batch in (1, 3)]
-        if example is not None and tuple(example.shape[2:]) == tuple(size):
-            runs.append((example, *random_inputs(explained, size, example.shape[0], 7)[1:]))
-        if explained.classes_input:  # the last clip once more, with each class replaced by the next
-            runs.append((runs[-1][0], (runs[-1][1] + 1) % explained.num_classes))
-        results = []
-        for inputs in runs:
-            with torch.inference_mode():
-                expected = explained(*inputs)
-            results.append((expected, _run(loaded, inputs, size)))
-            clips += len(inputs[0])
-        unmoved |= _check_follows(explained, results, size)
+    for index, size in enumerate(program.sizes):
+        runs = [random_inputs(program, size, batch, 1000 + 10 * index + batch) for batch in (1, 3)]
+        if example is not None and program.sees(example) == tuple(size):
+            runs.append(random_inputs(program, size, len(example), 7) | {program.input_names[0]: example})
+        results = [_both(program, loaded, inputs, size) for inputs in runs]
+        blank = _check_follows(program, results, size)
+        for what, inputs in _variants(program, runs[1]).items():
+            results.append(_both(program, loaded, inputs, size))
+            if what != "explain":
+                _check_moved(program, what, results[1], results[-1], blank, size)
+        unmoved |= blank
+        clips += sum(len(expected[0]) for expected, _ in results)
         for expected, got in results:
-            _check_equal(explained, expected, got, size, worst)
+            _check_equal(program, expected, got, size, worst)
     if unmoved:
         warnings.warn(
             f"export: {', '.join(sorted(unmoved))} had the same value everywhere on every random clip, so that export "
             "could not see whether it follows its input"
             + (
                 "; the features have a single frame, nothing in the maps can move"
-                if explained.temporal_resolution == 1
+                if program.explained.temporal_resolution == 1
                 else "; pass a real clip as example="
             ),
             stacklevel=3,
@@ -90,19 +69,70 @@ def self_check(explained, loaded, sizes, preprocessing=None, example: Tensor | N
     return {"clips": clips, "max_difference": worst, "not_checked_to_follow_input": sorted(unmoved)}
 
 
-def _run(loaded, inputs, size) -> tuple[Tensor, ...]:
+def half_difference(program: Program, loaded, exact) -> dict[str, dict[str, float]]:
+    """How far a file in half precision is from the float32 model: largest and mean difference of each output.
+
+    Both are shares of the output's largest value, over samples for which both explain the same classes.
+
+    Raises:
+        ExportError: a value that is finite in float32 is not in half precision.
+    """
+    inputs = random_inputs(program, program.sizes[0], 4, 99)
+    whole = dataclasses.replace(program, explained=exact)
+    expected, got = _both(whole, loaded, inputs, program.sizes[0])
+    same = torch.ones(len(got[0]), dtype=torch.bool)
+    if exact.maps and not isinstance(exact.classes.choice, list):
+        same = (expected[0].topk(exact.maps).indices.cpu() == got[0].topk(exact.maps).indices.cpu()).all(1)
+    figures = {}
+    for name, want, have in zip(program.output_names, expected, got, strict=True):
+        want, have = want.double().cpu(), have.double().cpu()
+        if bool((have.isfinite() < want.isfinite()).any()):
+            raise ExportError(
+                f"export: output '{name}' must be finite in half precision as in float32, got a number that is not; "
+                "half='bfloat16' has the range of float32"
+            )
+        if name != "logits":
+            want, have = want[same], have[same]
+        if want.numel():
+            difference = (want - have).abs() / want.abs().max().clamp_min(1e-30)
+            largest, mean = (float(f"{figure.item():.2g}") for figure in (difference.max(), difference.mean()))
+            figures[name] = {"max": largest, "mean": mean}
+    return figures
+
+
+def _variants(program: Program, inputs: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The same clips with one other input each."""
+    explained, other = program.explained, {}
+    if "classes" in inputs:
+        other["classes"] = (inputs["classes"] + 1) % explained.num_classes
+    if "tau" in inputs:
+        other["tau"] = inputs["tau"].clone()
+        other["tau"][::2] = explained.median_weight
+    if "n_sigma" in inputs:
+        n_sigma = inputs["n_sigma"]
+        other["n_sigma"] = n_sigma * torch.linspace(0.5, 1.5, len(n_sigma), device=n_sigma.device) + 0.2
+    if "explain" in inputs:
+        other["explain"] = torch.zeros_like(inputs["explain"])
+    return {name: inputs | {name: value} for name, value in other.items()}
+
+
+def _both(program: Program, loaded, inputs: dict[str, Tensor], size) -> Result:
+    with torch.inference_mode():
+        expected = program(**inputs)
+    clip, *others = program.input_names
     try:
-        return loaded(*inputs)
+        return expected, loaded(inputs[clip], **{name: inputs[name] for name in others})
     except Exception as error:
         raise ExportError(
-            f"export: the written file must run on clips {list(inputs[0].shape)}, got {type(error).__name__}: {error}"
+            f"export: the written file must run on {clip} {list(inputs[clip].shape)}, "
+            f"got {type(error).__name__}: {error}"
         ) from error
 
 
-def _check_follows(explained, results, size) -> set[str]:
+def _check_follows(program: Program, results: list[Result], size) -> set[str]:
     """Names of maps without any structure, in the eager model too; raises where a map is baked in."""
     blank = set()
-    for i, name in enumerate(explained.output_names):
+    for i, name in enumerate(program.output_names):
         if i and results[0][0][i].dim() != 5:
             continue  # small extra outputs may well be equal for several clips
         samples = [sample for _, got in results for sample in got[i].float()]
@@ -112,26 +142,27 @@ def _check_follows(explained, results, size) -> set[str]:
             _fail(
                 name, size, "must change with the clip", "the same values for every clip: it is baked in as a constant"
             )
-    maps = [i for i, r in enumerate(results[0][0]) if r.dim() == 5 and explained.output_names[i] not in blank]
-    if explained.classes_input and maps:
-        before, after = results[-2][1], results[-1][1]
-        if all(torch.equal(before[i], after[i]) for i in maps):
-            _fail(
-                explained.output_names[maps[0]], size, "must change with the input classes", "the same map for others"
-            )
-    really_blank = {
+    return {
         name
-        for i, name in enumerate(explained.output_names)
+        for i, name in enumerate(program.output_names)
         if name in blank and all(bool((s == s.flatten()[0]).all()) for e, _ in results for s in e[i].float())
-    }
-    return really_blank  # where only the file is blank, the comparison fails next
+    }  # where only the file is blank, the comparison fails next
 
 
-def _check_equal(explained, expected, got, size, worst: dict[str, float]) -> None:
+def _check_moved(program: Program, what: str, before: Result, after: Result, blank: set[str], size) -> None:
+    """Raises where the eager model's maps change with an input and the file's do not."""
+    maps = [i for i, r in enumerate(before[0]) if r.dim() == 5 and program.output_names[i] not in blank]
+    moved = [i for i in maps if not torch.equal(before[0][i], after[0][i])]
+    if moved and all(torch.equal(before[1][i], after[1][i]) for i in maps):
+        _fail(program.output_names[moved[0]], size, f"must change with the input {what}", "the same map for others")
+
+
+def _check_equal(program: Program, expected: Outputs, got: Outputs, size, worst: dict[str, float]) -> None:
     if len(got) != len(expected):
         raise ExportError(f"export: the file must return {len(expected)} outputs, got {len(got)}")
-    decided = _classes_decided(explained, expected[0])
-    for name, want, have in zip(explained.output_names, expected, got, strict=True):
+    computed_in = program.explained.compute_dtype
+    decided = _classes_decided(program, expected[0], computed_in)
+    for name, want, have in zip(program.output_names, expected, got, strict=True):
         if want.shape != have.shape or want.dtype != have.dtype:
             _fail(name, size, f"must be {want.dtype} {list(want.shape)}", f"{have.dtype} {list(have.shape)}")
         have = have.to(want.device)
@@ -139,7 +170,7 @@ def _check_equal(explained, expected, got, size, worst: dict[str, float]) -> Non
             want, have = want[decided], have[decided]
         if want.numel() == 0:
             continue
-        bound, share = _bound(name, want, expected[0].dtype)
+        bound, share = _bound(name, want, computed_in)
         difference = (want.double() - have.double()).abs()
         difference[torch.isnan(want) & torch.isnan(have)] = 0
         difference = difference.nan_to_num(float("inf"))
@@ -155,7 +186,7 @@ def _check_equal(explained, expected, got, size, worst: dict[str, float]) -> Non
                 f"a largest difference of {difference.max():.3g} ({outside:.2%} of the values are outside)",
             )
         agreeing = difference[difference <= bound]
-        scale = bound / _tolerance(want, expected[0].dtype) if want.is_floating_point() else 1.0
+        scale = bound / _tolerance(want, computed_in) if want.is_floating_point() else 1.0
         figure = agreeing.max().item() / scale if agreeing.numel() else 0.0
         worst[name] = max(worst.get(name, 0.0), float(f"{figure:.2g}"))
 
@@ -166,11 +197,10 @@ def _tolerance(want: Tensor, computed_in: torch.dtype) -> float:
 
 def _bound(name: str, want: Tensor, computed_in: torch.dtype) -> tuple[float, float]:
     """(largest allowed difference, share of the values that may exceed it)."""
-    share = (
-        max(BORDER_VOXELS, 16 * torch.finfo(computed_in).eps) if name.startswith(MASKED) and want.dim() == 5 else 0.0
-    )
+    rounding = 16 * torch.finfo(computed_in).eps
+    share = max(BORDER_VOXELS, rounding) if name.startswith(MASKED) and want.dim() == 5 else 0.0
     if not want.is_floating_point():
-        return 1.0, share
+        return max(1.0, 255 * rounding if want.dtype == torch.uint8 else 0.0), share
     tolerance = _tolerance(want, computed_in)
     if name.startswith("motion_share"):  # as many voxels as may fall on the other side of the mask's threshold
         return max(tolerance, BORDER_VOXELS), 0.0
@@ -178,13 +208,15 @@ def _bound(name: str, want: Tensor, computed_in: torch.dtype) -> tuple[float, fl
     return tolerance * (largest if largest > 0 else 1.0), share
 
 
-def _classes_decided(explained, logits: Tensor) -> Tensor:
+def _classes_decided(program: Program, logits: Tensor, computed_in: torch.dtype) -> Tensor:
     """[N]: samples whose explained classes do not hang on a difference between logits that rounding could turn."""
-    if explained.classes_input or isinstance(explained.classes.choice, list) or explained.num_classes < 2:
+    explained = program.explained
+    if program.classes_input or isinstance(explained.classes.choice, list) or explained.num_classes < 2:
         return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    count = min(explained.maps + 1, explained.num_classes)
+    count = min((explained.maps or 0) + 1, explained.num_classes)
     ranked = logits.float().topk(count, 1).values
-    return (ranked[:, :-1] - ranked[:, 1:]).amin(1) > 2 * _tolerance(logits, logits.dtype) * logits.abs().max().float()
+    gaps = (ranked[:, :-1] - ranked[:, 1:]).amin(1) if count > 1 else ranked[:, 0].new_full((len(logits),), torch.inf)
+    return gaps > 2 * _tolerance(logits, computed_in) * logits.abs().max().float()
 
 
 def _fail(name: str, size, rule: str, got: str) -> None:

@@ -6,38 +6,43 @@ TorchScript is deprecated in current torch, but it is the format that C++ servic
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..manifest import EXTRA_FILE, Manifest
-from .check import ExportError, random_inputs
+from .check import ExportError
+from .program import Program
 
 KIND = "torchscript"
 DEFAULT_PLUGIN = True
+PLUGIN_LIBRARY = "clipsight_torch"
 VERSIONS = ("torch",)
+LENGTHS = {"N": "logits.shape[0]", "M": "classes.shape[1]"}
 
 
-def build(explained, sizes, plugin: bool, names) -> torch.jit.ScriptModule:
+def build(program: Program) -> torch.jit.ScriptModule:
     """One script that checks the clip's shape and calls the trace of its size; the weights are stored once."""
     with quiet(), torch.no_grad():
-        branches = nn.Module()
-        for i, size in enumerate(sizes):
-            inputs = random_inputs(explained, size, batch=2, seed=i)
-            setattr(branches, f"size{i}", torch.jit.trace(explained.at(size, plugin=plugin), inputs, check_trace=False))
-        module = torch.jit.script(branches)
-        module.define(_forward([(explained.channels, *size) for size in sizes], explained.classes_input, len(names)))
+        parts = nn.Module()
+        if program.prepare is not None:
+            parts.prepare = torch.jit.script(program.prepare)
+        for i, size in enumerate(program.sizes):
+            setattr(parts, f"size{i}", _trace(program, size, seed=i))
+        module = torch.jit.script(parts)
+        module.define(_forward(program))
         # Freezing folds batch norms into convolutions, and constants that are equal in several branches become one.
         module = torch.jit.freeze(module.eval())
-    if not plugin and "clipsight::" in str(module.graph):
+    if not program.plugin and "clipsight::" in str(module.graph):
         raise ExportError("export: a file with plugin=False must hold ops of plain torch only, got clipsight's own")
     return module
 
 
-def convert(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+def convert(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptModule:
     """A module over (clip[, classes]) traced and frozen; the batch size stays free."""
     with quiet(), torch.no_grad():
         return torch.jit.freeze(torch.jit.trace(module.eval(), inputs, check_trace=False))
@@ -48,15 +53,58 @@ def save(module: torch.jit.ScriptModule, path: Path, manifest: Manifest) -> None
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: manifest.to_json()})
 
 
-def _forward(sizes, classes_input: bool, outputs: int) -> str:
-    arguments, call = ("clip: Tensor, classes: Tensor", "clip, classes") if classes_input else ("clip: Tensor", "clip")
-    allowed = " or ".join(f"[N, {', '.join(map(str, size))}]" for size in sizes)
-    lines = [
-        f"def forward(self, {arguments}) -> Tuple[{', '.join(['Tensor'] * outputs)}]:",
-        "    size = clip.shape[1:]",
-    ]
-    for i, size in enumerate(sizes):
-        lines += [f"    if size == {list(size)}:", f"        return self.size{i}({call})"]
+class _Parts(nn.Module):
+    """What is traced: all at once, or the network and the heads by themselves; tensors only, by position."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, clip: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return self.module(clip, **dict(zip(self.names, others, strict=True)))
+
+    def look(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.module.look(clip)
+
+    def maps(self, logits: Tensor, features: Tensor, weight: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        return self.module.maps(logits, features, weight, **dict(zip(self.names, others, strict=True)))
+
+
+def _trace(program: Program, size, seed: int) -> torch.jit.ScriptModule:
+    clip, *others = program.example(size, batch=2, seed=seed)
+    parts = _Parts(program.module(size), program.module_names[1:]).eval()
+    if not program.optional:
+        return torch.jit.trace(parts, (clip, *others), check_trace=False)
+    examples = {"look": (clip,), "maps": (*parts.look(clip), *others)}
+    return torch.jit.trace_module(parts, examples, check_trace=False)
+
+
+def _forward(program: Program) -> str:
+    arguments = ", ".join(f"{name}: Tensor" for name in program.input_names)
+    others = "".join(f", {name}" for name in program.module_names[1:])
+    channels, outputs = program.explained.channels, program.outputs
+    allowed = " or ".join(f"[N, {', '.join(map(str, (channels, *size)))}]" for size in program.sizes)
+    lines = [f"def forward(self, {arguments}) -> Tuple[{', '.join(['Tensor'] * len(outputs))}]:"]
+    if program.prepare is not None:
+        lines += ["    clip = self.prepare(frames)"]
+    lines += ["    size = clip.shape[1:]"]
+    for i, size in enumerate(program.sizes):
+        lines += [f"    if size == {[channels, *size]}:"]
+        if not program.optional:
+            lines += [f"        return self.size{i}(clip{others})"]
+            continue
+        maps = ", ".join(f"maps[{k}]" for k in range(len(outputs) - 1))
+        shapes = [", ".join(map(str, program.empty_shape(k))) for k in range(1, len(outputs))]
+        shapes = [re.sub("[NM]", lambda letter: LENGTHS[letter[0]], shape) for shape in shapes]
+        types = [f"dtype=torch.{output.dtype}, device=logits.device" for output in outputs[1:]]
+        empty = ", ".join(f"torch.zeros([{s}], {t})" for s, t in zip(shapes, types, strict=True))
+        lines += [
+            f"        logits, features, weight = self.size{i}.look(clip)",
+            "        if bool(explain.any()):",
+            f"            maps = self.size{i}.maps(logits, features, weight{others})",
+            f"            return logits, {maps}",
+            f"        return logits, {empty}",
+        ]
     lines.append(f'    raise ValueError("clip must have shape {allowed}, got {{}}".format(clip.shape))')
     return "\n".join([*lines, ""])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ class Evidence:
         rows: `[M, C]` or `[N, M, C]`, float32: the classifier's weights of the explained classes.
         size: `(T, H, W)` of the clip.
         ops: `clipsight.ops` (fused kernels) or `clipsight.reference` (plain torch); both have the same functions.
+        tau: float32 `[N]`, in place of the heads' thresholds (never NaN), or `None`.
+        n_sigma: float32 `[N]`, in place of the heads' n_sigma, or `None`.
         computed: results that several heads share, by head.
     """
 
@@ -27,16 +29,23 @@ class Evidence:
     rows: Tensor
     size: tuple[int, int, int]
     ops: ModuleType
+    tau: Tensor | None = None
+    n_sigma: Tensor | None = None
     computed: dict[Any, Any] = field(default_factory=dict)
 
 
 class Head:
     """Base class of the methods. A subclass is a frozen dataclass of options.
 
-    It overrides `outputs` (name -> meaning, in order) and `compute` (the tensors, by the same names).
+    It overrides `outputs` (name -> meaning, in order) and `compute` (the tensors, by the same names), and
+    `thresholds` where it has some.
     """
 
     name: ClassVar[str]
+
+    def thresholds(self) -> dict[str, float | None]:
+        """The options that `Evidence` may replace, `tau` and `n_sigma`, by name; without the head's own use, none."""
+        return {}
 
     def outputs(self) -> dict[str, str]:
         raise NotImplementedError
@@ -47,6 +56,10 @@ class Head:
     def bind(self, weight: Tensor) -> Head:
         """The head with every option that depends on the classifier's weights `[K, C]` turned into a number."""
         return self
+
+    def with_maps_of(self, dtype: str) -> Head:
+        """The head with maps of another type."""
+        return replace(self, dtype=dtype)  # type: ignore[type-var]
 
     def describe(self) -> dict[str, Any]:
         """Name and all options, JSON-able."""

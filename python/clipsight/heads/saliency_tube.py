@@ -83,6 +83,9 @@ class SaliencyTube(Head):
         unit = "raw cam of the {}" if self.size == "features" else "saliency of the {} at every voxel"
         return {self.name: unit.format(what), **{f"{self.name}_{e}": EXTRAS[e][0] for e in self.extras}}
 
+    def thresholds(self) -> dict[str, float | None]:
+        return {"tau": self.threshold} if self.channels is None else {}
+
     def bind(self, weight: Tensor) -> SaliencyTube:
         channels = weight.shape[1]
         if isinstance(self.channels, tuple) and not all(0 <= c < channels for c in self.channels):
@@ -95,7 +98,7 @@ class SaliencyTube(Head):
         return replace(self, threshold=low + self.threshold * (high - low), threshold_scale="raw")
 
     def compute(self, evidence: Evidence) -> dict[str, Tensor]:
-        rows, threshold = self.rows(evidence), self.threshold if self.channels is None else None
+        rows, threshold = self.rows(evidence), self._threshold(evidence)
         small = self.size == "features"
         results = {}
         if small:
@@ -123,17 +126,24 @@ class SaliencyTube(Head):
             "features": evidence.features,
             "weight": self.rows(evidence),
             "size": evidence.size if isinstance(self.size, str) else self.size,
-            "threshold": self.threshold if self.channels is None else None,
+            "threshold": self._threshold(evidence),
             "order": self.order,
             "relu": self.relu,
             "normalize": self.normalize,
             "dtype": self.dtype,
         }
 
+    def _threshold(self, evidence: Evidence) -> float | None:
+        """What is left to the op: nothing where the rows' weights went through a gate already, or there is none."""
+        return self.threshold if self.channels is None and evidence.tau is None else None
+
     def rows(self, evidence: Evidence) -> Tensor:
         """The weights of each map: the classes' own, or one channel each."""
         if self.channels is None:
-            return evidence.rows
+            if evidence.tau is None:
+                return evidence.rows
+            tau = evidence.tau.view(-1, 1, 1)
+            return torch.where(evidence.rows < tau, 0.0, evidence.rows)
         index = torch.arange(evidence.rows.shape[-1], device=evidence.rows.device)
         if isinstance(self.channels, tuple):
             chosen = torch.tensor(self.channels, device=evidence.rows.device)

@@ -75,6 +75,12 @@ class SelectiveRelevance(Head):
         parts = texts if self.part == "both" else {self.part: texts[self.part]}
         return parts | {extra: "share of the raw relevance that is motion [N, M]" for extra in self.extras}
 
+    def thresholds(self) -> dict[str, float | None]:
+        return self.of.thresholds() | {"n_sigma": self.n_sigma}
+
+    def with_maps_of(self, dtype: str) -> SelectiveRelevance:
+        return replace(self, of=self.of.with_maps_of(dtype))
+
     def bind(self, weight: Tensor) -> SelectiveRelevance:
         return replace(self, of=self.of.bind(weight))
 
@@ -87,7 +93,8 @@ class SelectiveRelevance(Head):
         return {name: results[name] for name in self.outputs()}
 
     def _split(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-        rule = {"n_sigma": self.n_sigma, "padding": self.padding, "sign": self.sign, "sigma_of": self.sigma_of}
+        n_sigma = self.n_sigma if evidence.n_sigma is None else evidence.n_sigma
+        rule = {"n_sigma": n_sigma, "padding": self.padding, "sign": self.sign, "sigma_of": self.sigma_of}
         if not self.prescale:
             result = evidence.ops.selective_tube(**self.of.arguments(evidence), **rule)
             evidence.computed[self.of.key()] = result[0]

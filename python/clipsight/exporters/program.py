@@ -1,0 +1,262 @@
+"""`Program`: what an exported file computes, in eager torch; every format is made from it and checked against it."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..manifest import ClassesInput, ClipInput, OptionInput, Output
+from ..preprocessing import Preprocessing
+from .frames import Frames
+
+THRESHOLDS = {
+    "tau": "weights of the classifier below it count as zero, for each sample",
+    "n_sigma": "threshold of the motion mask in standard deviations, for each sample",
+}
+
+
+@dataclass(frozen=True)
+class Program:
+    """An explained model at some clip sizes, with the options of `export` that change the graph.
+
+    Attributes:
+        explained: what `clipsight.explain` returned, its maps of the wanted type, its network of the wanted precision.
+        sizes: clip sizes `(T, H, W)`.
+        plugin: whether it calls the fused ops.
+        preprocessing: what the network wants, where it is known.
+        frames: whether the input is frames, which become a clip in the graph.
+        optional: whether the heads run only where some sample wants them.
+        thresholds: those of "tau" and "n_sigma" that are inputs.
+        alone: the network without the heads.
+    """
+
+    explained: nn.Module
+    sizes: tuple[tuple[int, int, int], ...]
+    plugin: bool
+    preprocessing: Preprocessing | None = None
+    frames: bool = False
+    optional: bool = False
+    thresholds: tuple[str, ...] = ()
+    alone: bool = False
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for tensors by `input_names`, from the fused ops."""
+        clip = inputs.pop(self.input_names[0])
+        clip = clip if self.prepare is None else self.prepare(clip)
+        wanted = inputs.pop("explain", None)
+        module = _Alone(self.explained, clip.shape[2:]) if self.alone else self.explained
+        outputs = module(clip, **inputs)
+        if wanted is None or bool(wanted.any()):
+            return outputs
+        return outputs[0], *(output.new_zeros(nothing(output.shape)) for output in outputs[1:])
+
+    @functools.cached_property
+    def prepare(self) -> Frames | None:
+        return Frames(self.preprocessing, self.explained.input_dtype).eval() if self.frames else None
+
+    def sees(self, example: Tensor) -> tuple[int, ...]:
+        """The clip size of an example of the first input."""
+        return (example.shape[1], *self.preprocessing.crop) if self.frames else tuple(example.shape[2:])
+
+    def whole(self, size) -> nn.Module:
+        """One size, from the file's own first input on: `forward` takes the frames, then as `module`."""
+        return self.module(size) if self.prepare is None else _FromFrames(self.prepare, self.module(size))
+
+    def module(self, size) -> nn.Module:
+        """One size: `forward` takes the clip, then tensors by `module_names`."""
+        return _Alone(self.explained, size) if self.alone else self.explained.at(size, plugin=self.plugin)
+
+    @property
+    def classes_input(self) -> bool:
+        return self.explained.classes_input and not self.alone
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        return ("clip", *["classes"] * self.classes_input, *self.thresholds)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        first, *others = self.module_names[: 1 + self.classes_input]
+        return ("frames" if self.frames else first, *others, *["explain"] * self.optional, *self.thresholds)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self.explained.output_names[:1] if self.alone else self.explained.output_names
+
+    def example(self, size, batch: int, seed: int) -> tuple[Tensor, ...]:
+        """Tensors by `module_names`, for a tracer of `module`."""
+        clip, *others = self.first_example(size, batch, seed)
+        return (clip if self.prepare is None else self.prepare(clip), *others)
+
+    def first_example(self, size, batch: int, seed: int) -> tuple[Tensor, ...]:
+        """The same for a tracer of `whole`."""
+        inputs = random_inputs(self, size, batch, seed)
+        return tuple(inputs[name] for name in (self.input_names[0], *self.module_names[1:]))
+
+    def default(self, name: str) -> float:
+        """The value of a threshold that is an input where nobody sets it: the heads' own, finite.
+
+        Raises:
+            ValueError: no head has it, or the heads differ.
+        """
+        finite = torch.finfo(torch.float32)
+        found = {t[name] for t in (head.thresholds() for head in self.explained.bound) if name in t}
+        if not found:
+            raise ValueError(f"export: inputs must name thresholds that a method has, got {name!r}")
+        if len(found) > 1:
+            raise ValueError(f"export: inputs={name!r} needs one {name} for all methods, got {sorted(found, key=str)}")
+        value = found.pop()
+        return finite.min if value is None else min(float(value), finite.max)
+
+    # ---- what the manifest says ----
+
+    def clip_input(self) -> ClipInput:
+        if self.frames:
+            return ClipInput(self.sizes, "uint8", self.explained.channels, "frames", "NTHWC")
+        return ClipInput(self.sizes, name_of(self.explained.input_dtype), self.explained.channels)
+
+    def classes_port(self) -> ClassesInput | None:
+        return ClassesInput(self.explained.num_classes) if self.classes_input else None
+
+    def option_inputs(self) -> tuple[OptionInput, ...]:
+        explain = OptionInput("explain", "bool", "the maps have zero length where no sample wants them", True)
+        thresholds = (OptionInput(n, "float32", THRESHOLDS[n], self.default(n)) for n in self.thresholds)
+        return (*[explain] * self.optional, *thresholds)
+
+    @functools.cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """Name, type and shape of every output; axes that depend on the input have a letter instead of a number."""
+        outputs = []
+        for i, name in enumerate(self.output_names):
+            lengths = zip(*(run[i].shape for run in self._runs[: len(self.sizes)]), strict=True)
+            shape = [_axis(axis, of_axis, self.sizes) for axis, of_axis in enumerate(lengths)]
+            if i and (rows := self._per_class(i)):
+                shape[1] = "M" if rows == 1 else f"{rows} * M"
+            full = tuple(shape) if i and self.optional else None
+            if full:  # the axes that `nothing` empties
+                first = min(2, len(shape) - 1)
+                shape[first:] = [_LETTERS.get(axis, f"d{axis}").lower() for axis in range(first, len(shape))]
+            meaning = self.explained.output_meanings[name]
+            outputs.append(Output(name, tuple(shape), name_of(self._runs[0][i].dtype), meaning, full))
+        return tuple(outputs)
+
+    def empty_shape(self, i: int) -> list[int | str]:
+        """The shape of map i where nobody wants it; "N", and "M" or a multiple as "3 * M", stand for lengths."""
+        shape: list[int | str] = ["N", *nothing(self._runs[0][i].shape)[1:]]
+        if shape[1] != 0 and self._per_class(i):
+            shape[1] = f"{self._per_class(i)} * M"
+        return shape
+
+    def _per_class(self, i: int) -> int:
+        """By how much output i's second axis grows with every class that is asked for."""
+        return self._runs[0][i].shape[1] - self._runs[-1][i].shape[1] if self.classes_input else 0
+
+    @functools.cached_property
+    def _runs(self) -> list[tuple[Tensor, ...]]:
+        """Outputs for 2 samples at each size, for 2 classes where those are an input; and once more for 1 class."""
+        runs = []
+        for size in (*self.sizes, self.sizes[0]):
+            module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
+            names, inputs = self.module_names, self.example(size, batch=2, seed=0)
+            inputs = dict(zip(names, inputs, strict=True))
+            if self.classes_input:
+                count = 1 if len(runs) == len(self.sizes) else 2
+                inputs["classes"] = inputs["classes"].new_zeros(2, count)
+            elif len(runs) == len(self.sizes):
+                break
+            with torch.inference_mode():
+                runs.append(module(**inputs))
+        return runs
+
+
+class _FromFrames(nn.Module):
+    def __init__(self, prepare: Frames, module: nn.Module) -> None:
+        super().__init__()
+        self.prepare, self.module = prepare, module
+
+    def forward(self, clip: Tensor, *others: Tensor, **options: Tensor) -> tuple[Tensor, ...]:
+        return self.module(self.prepare(clip), *others, **options)
+
+
+class _Alone(nn.Module):
+    """The network without the heads, as a module with one output."""
+
+    def __init__(self, explained, size) -> None:
+        super().__init__()
+        self.network = explained.plain_at(size)
+
+    def forward(self, clip: Tensor) -> tuple[Tensor]:
+        return (self.network(clip),)
+
+
+_LETTERS = {1: "M", 2: "T", 3: "H", 4: "W"}
+
+
+def nothing(shape) -> tuple[int, ...]:
+    """The shape of an output that nobody wanted: [N, M, 0, ...], or [N, 0]."""
+    return tuple(0 if axis >= min(2, len(shape) - 1) else length for axis, length in enumerate(shape))
+
+
+def random_inputs(program: Program, size, batch: int, seed: int) -> dict[str, Tensor]:
+    """Inputs by `input_names`: coloured blobs under noise, distinct classes, and the thresholds' defaults.
+
+    A clip has mean 0 and deviation 1, or the range of preprocessed video where the preprocessing is known; frames have
+    another height and width than the network's clips.
+    """
+    explained = program.explained
+    generator = torch.Generator().manual_seed(seed)
+    like = next((p for p in explained.parameters() if p.is_floating_point()), torch.empty(0))
+
+    def blobs(size):
+        coarse = [max(2, s // k) for s, k in zip(size, (4, 16, 16), strict=True)]
+        coarse, fine = (torch.randn(batch, explained.channels, *s, generator=generator) for s in (coarse, size))
+        return F.interpolate(coarse, size, mode="trilinear") + 0.3 * fine
+
+    inputs, p = {}, program.preprocessing
+    if program.frames:
+        frames = (torch.sigmoid(blobs((size[0], *_source(p, seed)))) * 255).to(torch.uint8)
+        inputs["frames"] = frames.permute(0, 2, 3, 4, 1).contiguous().to(like.device)
+    else:
+        clip = blobs(size)
+        if p is not None:
+            mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (p.mean, p.std))
+            clip = (torch.sigmoid(clip) * 255 * p.scale - mean) / std
+        inputs["clip"] = clip.to(like.device, explained.input_dtype)
+    if program.classes_input:
+        count = min(batch, explained.num_classes)  # the number of classes differs between checks as the batch does
+        classes = torch.rand(batch, explained.num_classes, generator=generator).argsort(1)[:, :count]
+        inputs["classes"] = classes.to(like.device)
+    if program.optional:
+        inputs["explain"] = torch.ones(batch, dtype=torch.bool, device=like.device)
+    for name in program.thresholds:
+        inputs[name] = torch.full((batch,), program.default(name), device=like.device)
+    return inputs
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _axis(axis: int, lengths: list[int], sizes) -> int | str:
+    if axis == 0:
+        return "N"
+    if len(set(lengths)) == 1:
+        return lengths[0]
+    clip = dict(zip("THW", zip(*sizes, strict=True), strict=True))
+    for letter in sorted(clip, key=lambda letter: letter != _LETTERS.get(axis)):
+        if tuple(lengths) == clip[letter]:
+            return letter
+    return {2: "t", 3: "h", 4: "w"}.get(axis, f"d{axis}")
+
+
+def _source(preprocessing: Preprocessing, seed: int) -> tuple[int, int]:
+    """A height and width of frames from which the crop can be taken; some are smaller than the crop."""
+    factor = (1.37, 0.8, 2.2)[seed % 3] if preprocessing.resize else 1.37
+    short, long = sorted(preprocessing.crop)
+    short, long = int(short * factor), int(long * factor) + 4
+    height, width = preprocessing.crop
+    return (short, long) if height < width or (height == width and seed % 2) else (long, short)
