@@ -1,0 +1,175 @@
+#include <clipsight/session.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <mutex>
+
+#include "backend.h"
+#include "checks.h"
+#include "libraries.h"
+#ifdef CLIPSIGHT_HAS_ONNXRUNTIME
+#include "onnxruntime_backend.h"
+#endif
+
+namespace clipsight {
+
+namespace {
+
+struct Registry {
+  std::mutex mutex;
+  std::map<std::string, BackendFactory> factories;
+};
+
+Registry& registry() {
+  static Registry* registry = [] {  // never destroyed: other libraries' statics use it
+    auto* created = new Registry;
+#ifdef CLIPSIGHT_HAS_ONNXRUNTIME
+    created->factories["onnx"] = &open_onnxruntime;
+#endif
+    return created;
+  }();
+  return *registry;
+}
+
+BackendFactory factory_of(const std::string& path, const std::string& kind) {
+  Registry& all = registry();
+  const std::lock_guard lock(all.mutex);
+  const auto found = all.factories.find(kind);
+  if (found != all.factories.end()) return found->second;
+  std::string hint = "; upgrade clipsight";
+  if (kind == "torchscript" || kind == "aot") {
+    hint = "; link the CMake target clipsight::torch, which compiles it into your program";
+  }
+  if (kind == "onnx") hint = "; build clipsight with CLIPSIGHT_ONNXRUNTIME=ON";
+  throw Error("open: '" + path + "' must be of a kind that this program has a back end for, got '" + kind + "'" + hint);
+}
+
+/// A logit of any floating type; NaN for another one.
+double element(const TensorView& view, int64_t i) {
+  if (view.dtype == DType::float32) return static_cast<const float*>(view.data)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(view.data)[i];
+  if (view.dtype == DType::bfloat16) {
+    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const double magnitude = exponent == 31  ? (fraction ? std::nan("") : std::numeric_limits<double>::infinity())
+                           : exponent == 0 ? std::ldexp(fraction, -24)
+                                           : std::ldexp(1024 + fraction, exponent - 25);
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+bool register_backend(const char* kind, BackendFactory factory) {
+  Registry& all = registry();
+  const std::lock_guard lock(all.mutex);
+  all.factories[kind] = factory;
+  return true;
+}
+
+Device parse_device(const std::string& device) {
+  if (device == "cpu") return {};
+  if (device == "cuda") return {Device::cuda, 0};
+  const std::string index = device.substr(std::min<size_t>(device.size(), 5));
+  const bool digits = !index.empty() && index.size() < 4 && index.find_first_not_of("0123456789") == std::string::npos;
+  if (device.compare(0, 5, "cuda:") == 0 && digits) return {Device::cuda, std::stoi(index)};
+  throw Error("open: device must be 'cpu', 'cuda' or 'cuda:<number>', got '" + device + "'");
+}
+
+struct Session::State {
+  Manifest manifest;
+  Device device;
+  std::unique_ptr<Backend> backend;
+};
+
+Session::State& Session::state() const {
+  if (!state_) throw Error("run: session must be an open one, got one that was moved from");
+  return *state_;
+}
+
+Session::Session(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+Session Session::open(const std::string& path, const Options& options, int abi) {
+  if (abi != CLIPSIGHT_ABI_VERSION) {
+    throw Error("open: the program must be compiled with headers of ABI version " +
+                std::to_string(CLIPSIGHT_ABI_VERSION) + ", that of libclipsight.so " CLIPSIGHT_VERSION ", got " +
+                std::to_string(abi));
+  }
+  if (options.threads < 0) throw Error("open: threads must be 0 or more, got " + std::to_string(options.threads));
+  auto state = std::make_unique<State>();
+  state->device = parse_device(options.device);
+  state->manifest = Manifest::read(path);
+  const BackendFactory factory = factory_of(path, state->manifest.kind);
+  check_plugin_version(state->manifest);
+  state->backend = factory(path, state->manifest, options);
+  return Session(std::move(state));
+}
+
+const Manifest& Session::manifest() const { return state().manifest; }
+
+std::vector<Tensor> Session::run(const std::vector<TensorView>& inputs) const {
+  check_inputs(state().manifest, state().device, inputs.data(), inputs.size());
+  return state().backend->run(inputs.data(), inputs.size());
+}
+
+void Session::run(const std::vector<TensorView>& inputs, const std::vector<TensorView>& outputs) const {
+  run(inputs.data(), inputs.size(), outputs.data(), outputs.size());
+}
+
+void Session::run(const TensorView* inputs, size_t input_count, const TensorView* outputs, size_t output_count) const {
+  const Lengths lengths = check_inputs(state().manifest, state().device, inputs, input_count);
+  check_outputs(state().manifest, lengths, state().device, outputs, output_count);
+  state().backend->run(inputs, input_count, outputs, output_count);
+}
+
+std::vector<Shape> Session::output_shapes(const std::vector<TensorView>& inputs) const {
+  const Lengths lengths = check_inputs(state().manifest, state().device, inputs.data(), inputs.size());
+  std::vector<Shape> shapes;
+  for (size_t i = 0; i < state().manifest.outputs.size(); ++i) {
+    shapes.push_back(output_shape(state().manifest, i, lengths));
+  }
+  return shapes;
+}
+
+std::vector<TopClass> top_classes(const TensorView& logits, size_t k, const std::vector<std::string>& labels,
+                                  size_t sample) {
+  const Shape& shape = logits.shape;
+  const bool floating = logits.dtype <= DType::bfloat16;
+  if (shape.size() != 2 || shape[1] < 1 || !floating || logits.data == nullptr || logits.device.kind != Device::cpu) {
+    throw Error(std::string("top_classes: logits must be floating [N, K] in the host's memory, got ") +
+                name_of(logits.dtype) + " " + to_string(shape) + (logits.data ? "" : " at a null pointer"));
+  }
+  if (sample >= static_cast<size_t>(shape[0])) {
+    throw Error("top_classes: sample must be below " + std::to_string(shape[0]) + ", got " + std::to_string(sample));
+  }
+  if (!labels.empty() && labels.size() != static_cast<size_t>(shape[1])) {
+    throw Error("top_classes: labels must be one for each of " + std::to_string(shape[1]) + " classes, got " +
+                std::to_string(labels.size()));
+  }
+  std::vector<std::pair<double, int64_t>> ranked;
+  for (int64_t i = 0; i < shape[1]; ++i) {
+    const double logit = element(logits, static_cast<int64_t>(sample) * shape[1] + i);
+    ranked.emplace_back(std::isnan(logit) ? -std::numeric_limits<double>::infinity() : logit, i);
+  }
+  std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  double sum = 0;
+  for (const auto& [logit, index] : ranked) sum += std::exp(logit - ranked[0].first);
+  std::vector<TopClass> top;
+  for (size_t i = 0; i < std::min(k, ranked.size()); ++i) {
+    const auto& [logit, index] = ranked[i];
+    const auto probability = static_cast<float>(std::exp(logit - ranked[0].first) / sum);
+    top.push_back({index, probability, labels.empty() ? "" : labels[static_cast<size_t>(index)]});
+  }
+  return top;
+}
+
+}  // namespace clipsight
