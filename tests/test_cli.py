@@ -341,11 +341,67 @@ def test_info_and_an_export_with_scaled_maps(video, tmp_path, factory):
         assert (result.exit_code, message in result.output) == (1, True), result.output
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+def test_export_with_everything_in_the_graph(video, tmp_path, factory, suffix):
+    """Bytes in, bytes out, thresholds as inputs, maps on request; the video then looks as the live network shows it."""
+    file = tmp_path / f"net{suffix}"
+    options = ["--uint8-frames", "--output", "uint8", "--optional", "--input", "tau", "--input", "n_sigma"]
+    more = ["--class", "input", "--no-plugin", "--plain", tmp_path / f"alone{suffix}", "--triton", tmp_path / "served"]
+    succeed("export", "--model", factory, "--out", file, *options, *more)
+    manifest = json.loads(succeed("info", file, "--json").stdout)
+    assert [i["name"] for i in manifest["inputs"]] == ["frames", "classes", "explain", "tau", "n_sigma"]
+    assert {o["dtype"] for o in manifest["outputs"]} == {"float32", "uint8"}
+    table = succeed("info", file).output
+    for text in ("frames uint8 [N, 8, H, W, 3]", "n_sigma float32 [N], default 2", "frames uint8, output uint8"):
+        assert text in table
+    assert (tmp_path / "served" / "net" / "1" / f"model{suffix}").read_bytes() == file.read_bytes()
+    alone = json.loads(succeed("info", tmp_path / f"alone{suffix}", "--json").stdout)
+    assert [o["name"] for o in alone["outputs"]] == ["logits"]
+
+    thresholds = ["--threshold", 0.05, "--n-sigma", 1]
+    succeed(
+        "explain", video, "--model", file, "--out", tmp_path / "file", "--normalize", "window", "--raw", *thresholds
+    )
+    succeed(
+        "explain", video, "--model", factory, "--out", tmp_path / "live", "--normalize", "window", "--raw", *thresholds
+    )
+    succeed("explain", video, "--model", file, "--out", tmp_path / "other", "--normalize", "window", "--raw")
+    maps, live, other = (np.load(tmp_path / name / "maps.npz") for name in ("file", "live", "other"))
+    assert maps["names"].tolist() == live["names"].tolist()
+    assert np.abs(maps["maps"] - live["maps"]).max() <= 2 / 255
+    assert (maps["motion_mask"] != live["motion_mask"]).mean() <= 0.02
+    assert (maps["motion_mask"] != other["motion_mask"]).mean() > 0.02, "negative control: the inputs matter"
+
+
+def test_export_of_several_sizes_in_half_precision(tmp_path, factory):
+    file = tmp_path / "net.onnx"
+    succeed("export", "--model", factory, "--out", file, "--size", "32x32", "--size", "40x48", "--half", "float16")
+    manifest = json.loads(succeed("info", file, "--json").stdout)
+    assert manifest["input"]["sizes"] == [[8, 32, 32], [8, 40, 48]]
+    table = succeed("info", file).output
+    assert "8x32x32 or 8x40x48" in table
+    assert "half float16" in table
+
+
+def test_export_refuses_early_what_triton_would_not_take(tmp_path, factory):
+    (tmp_path / "served" / "net").mkdir(parents=True)
+    for out, message in (
+        ("net.onnx", "must not have the model yet"),
+        ("my net.onnx", "the model's name must consist of"),
+    ):
+        result = run("export", "--model", factory, "--out", out, "--triton", tmp_path / "served")
+        assert (result.exit_code, message in result.output) == (1, True), result.output
+        assert not (tmp_path / out).exists()
+    result = run("export", "--model", factory, "--out", "net.pt2", "--triton", tmp_path / "models")
+    assert (result.exit_code, "triton: the file must be" in result.output) == (1, True), result.output
+    assert not (tmp_path / "net.pt2").exists()
+
+
 class FakeNetwork:
     """Predicts the class that is written into the clip's pixels; its map is the class that it was asked for."""
 
     name, raw, feature, fixed_classes, has_motion = "fake", True, None, None, True
-    labels = ("zero", "one", "two")
+    labels, takes_frames = ("zero", "one", "two"), False
     preprocessing = Preprocessing(frames=4, crop=(8, 8), scale=1.0)
 
     def __init__(self):

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import functools
-import time
-import warnings
+import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 try:
     import typer
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise SystemExit(
         f"error: the command line needs the extra 'video' ({error}): pip install 'clipsight[video]'"
     ) from error
 
-from .networks import CommandError, ExportedNetwork, LiveNetwork, is_exported, load_live
+from .networks import CommandError, load_live, parse_size, read_labels, tube_options
+from .printing import console, print_manifest, print_outcome, print_result, progress_bars
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +26,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Where does a video network look? Heat, focus and motion maps from one forward pass.",
 )
-console = Console(stderr=True, highlight=False)
 
 
 class Method(str, Enum):
@@ -42,6 +38,22 @@ class Format(str, Enum):
     mp4 = "mp4"
     gif = "gif"
     png = "png"
+
+
+class Threshold(str, Enum):
+    tau = "tau"
+    n_sigma = "n_sigma"
+
+
+class MapType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    uint8 = "uint8"
+
+
+class HalfType(str, Enum):
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 class Scale(str, Enum):
@@ -62,7 +74,7 @@ Labels = Annotated[Path | None, typer.Option(help="Class names, one a line, in i
 NSigma = Annotated[
     float | None, typer.Option(help="Motion: standard deviations that the temporal change must exceed. [default: 2]")
 ]
-Threshold = Annotated[float | None, typer.Option(help="Smallest classifier weight of a channel that counts.")]
+Tau = Annotated[float | None, typer.Option("--threshold", help="Smallest classifier weight of a channel that counts.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Accept a network without trained weights.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -94,7 +106,12 @@ def one_line_errors(command):
 @app.command()
 @one_line_errors
 def explain(
-    video: Annotated[str, typer.Argument(help="MP4, AVI, GIF, or a folder of PNG or JPEG frames.")],
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="MP4, AVI, GIF, or a folder of PNG or JPEG frames. Several, or a glob: a folder each in --out."
+        ),
+    ],
     model: Model = "movers",
     checkpoint: Checkpoint = None,
     classes: Classes = None,
@@ -116,109 +133,118 @@ def explain(
     partial: Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")] = False,
     fps: Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")] = None,
     n_sigma: NSigma = None,
-    threshold: Threshold = None,
+    threshold: Tau = None,
     random_weights: RandomWeights = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads of the network.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Spread the videos over processes, with Ray Data.")] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster, instead of one on this machine.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show where a network looks in a video: heat, focus and motion as video, a contact sheet, result.json."""
-    from .. import render
-    from ..video import VideoReader
-    from ..windows import default_step
-    from . import explaining
+    """Show where a network looks in a video: heat, focus and motion as video, a contact sheet, result.json.
 
-    started = time.perf_counter()
-    reader = VideoReader(video, fps=fps, partial=partial)
-    drawn_boxes = render.read_boxes(boxes) if boxes else {}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("once")
-        network = _network(
-            model, checkpoint, random_weights, frames, size, stride, feature, threshold, n_sigma, device, threads
-        )
-        if labels:
-            network.labels = read_labels(labels)
-        chosen = explaining.choose_classes(classes or [], network.labels)
-        methods = [m.value for m in method or ([Method.tube, Method.motion] if network.has_motion else [Method.tube])]
-        if not network.has_motion and set(methods) - {"tube"}:
-            raise CommandError(f"method: {model} was exported without motion maps, so only tube can be shown")
-        with _progress() as bars:
-            every = step or default_step(network.preprocessing.frames)
-            windows = _estimate_windows(reader.frame_count, network.preprocessing, every)
-            task = bars.add_task("network", total=windows, unit="windows")
-            done = explaining.run_network(
-                network,
-                reader,
-                chosen,
-                step=step,
-                loop=loop,
-                per_window=normalize is Scale.window,
-                progress=lambda n: bars.update(task, completed=n, total=max(windows or n, n)),
-            )
-            drawing = bars.add_task("drawing", total=done.frame_count, unit="frames")
-            draw_started = time.perf_counter()
-            paths = explaining.draw(
-                done,
-                reader,
-                network,
-                methods,
-                out,
-                format=format.value,
-                boxes=drawn_boxes,
-                progress=lambda n: bars.update(drawing, completed=n),
-            )
-            draw_seconds = time.perf_counter() - draw_started
-    said = dict.fromkeys(str(w.message) for w in caught)
-    done.notes += [text for text in said if text.startswith("explain:")]
-    if reader.cut_off:
-        done.notes.append(f"the video is cut off or damaged: its first {done.frame_count} frames were used")
-    if raw:
-        paths.append(out / "maps.npz")
-        explaining.write_raw(paths[-1], done, reader, network)
-    paths.append(out / "result.json")
-    report = {
-        "video": {"path": video, "frames": done.frame_count, "fps": reader.fps, "size": list(reader.size)},
-        "model": network.describe() | {"preprocessing": network.preprocessing.to_dict()},
-        "options": {
-            "methods": methods,
-            "step": every,
-            "normalize": normalize.value,
-            "loop": loop,
-        },
-        "top": explaining.top_classes(done.probabilities, network.labels),
-        "maps": [
-            {"name": n, "motion_share": s}
-            for n, s in zip(done.names, explaining.numbers(done.motion_share), strict=True)
-        ],
-        "windows": done.windows,
-        "seconds": {
-            "network": round(done.network_seconds, 4),
-            "drawing": round(draw_seconds, 4),
-            "all": round(time.perf_counter() - started, 4),
-        },
-        "notes": done.notes,
-        "files": [path.name for path in paths],
-    }
-    explaining.write_json(paths[-1], report)
-    _print_result(report, out)
+    Of several videos, those that an earlier run with the same model and options has finished are not done again.
+    """
+    from .. import many
+    from .request import Request
+
+    request = Request(
+        model=model,
+        checkpoint=checkpoint,
+        classes=tuple(classes or ()),
+        methods=tuple(m.value for m in method or ()),
+        feature=feature,
+        boxes=boxes and str(boxes),
+        labels=labels and str(labels),
+        stride=stride,
+        step=step,
+        frames=frames,
+        size=size,
+        normalize=normalize.value,
+        format=format.value,
+        raw=raw,
+        loop=loop,
+        partial=partial,
+        fps=fps,
+        n_sigma=n_sigma,
+        threshold=threshold,
+        random_weights=random_weights,
+        device=device,
+        threads=threads,
+    )
+    found = many.find_videos(videos)
+    if [*videos] == found and len(found) == 1 and not (ray or ray_address):
+        reader, network = request.read(found[0]), request.open()
+        with progress_bars() as bars:
+            tasks = {"network": bars.add_task("network", total=None, unit="windows")}
+
+            def progress(stage: str, completed: int, total: int | None) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, unit="frames")
+                bars.update(tasks[stage], completed=completed, total=total)
+
+            report = request.explain(network, reader, out, progress)
+        print_result(report, out)
+    else:
+        _explain_many(request, found, out, ray or bool(ray_address), ray_address)
+
+
+def _explain_many(request, videos: list[str], out: Path, ray: bool, address: str | None) -> None:
+    from .. import many
+
+    if request.boxes:
+        raise CommandError(f"boxes: belong to one video, got {len(videos)} videos")
+    network = request.open()
+    jobs = many.plan(videos, out, request.digest(network))
+    resources = {"cpus": request.threads or 1, "gpus": int(request.device.startswith("cuda"))}
+    failed = 0
+    with progress_bars() as bars:
+        task = bars.add_task("explaining", total=len(jobs), unit="videos")
+        for outcome in many.run(jobs, request.worker, ray=ray, address=address, **resources):
+            print_outcome(outcome)
+            failed += outcome.state == "failed"
+            bars.advance(task)
+    if failed:
+        raise CommandError(f"explain: {failed} of {len(jobs)} videos failed; the same command tries only those again")
 
 
 @app.command()
 @one_line_errors
 def export(
-    out: Annotated[Path, typer.Option(help="File to write: .onnx or .pt (TorchScript).")],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx, .pt (TorchScript) or .pt2 (AOTInductor).")],
     model: Model = "movers",
     checkpoint: Checkpoint = None,
     classes: Classes = None,
     method: Methods = None,
     feature: Feature = None,
     frames: Frames = None,
-    size: Size = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Network input HxW; default: the model's own. Repeat it for a file of several."),
+    ] = None,
     labels: Labels = None,
     plugin: Annotated[bool | None, typer.Option(help="Fused kernels (needs our library); default: what suits.")] = None,
     raw_maps: Annotated[bool, typer.Option("--raw-maps", help="Unscaled maps, which long videos blend best.")] = False,
+    uint8_frames: Annotated[
+        bool, typer.Option("--uint8-frames", help="Input is RGB bytes of any size; the graph resizes and normalises.")
+    ] = False,
+    output: Annotated[MapType | None, typer.Option(help="Type of the maps; default: float32.")] = None,
+    optional: Annotated[
+        bool, typer.Option("--optional", help="Add the input 'explain'; where it is false, no map is computed.")
+    ] = False,
+    half: Annotated[HalfType | None, typer.Option(help="Type of the network's weights, instead of its own.")] = None,
+    input: Annotated[
+        list[Threshold] | None, typer.Option(help="Threshold that becomes an input of the file; repeat for both.")
+    ] = None,
+    plain: Annotated[Path | None, typer.Option(help="Also write the network alone, to compare its cost.")] = None,
+    triton: Annotated[
+        Path | None, typer.Option(help="Also write a Triton model repository, or a model into one that exists.")
+    ] = None,
+    max_batch_size: Annotated[int, typer.Option(help="For --triton: most samples of one run.")] = 8,
     n_sigma: NSigma = None,
-    threshold: Threshold = None,
+    threshold: Tau = None,
     random_weights: RandomWeights = False,
     debug: Debug = False,
 ) -> None:
@@ -227,11 +253,17 @@ def export(
 
     import clipsight
 
+    from ..triton import model_folder, write_repository
     from .explaining import choose_classes
 
-    live = load_live(model, checkpoint, random_weights, frames=frames, size=parse_size(size), stride=None)
+    if triton:  # an error now, not after the export
+        if out.suffix not in (".onnx", ".pt"):
+            raise CommandError(f"triton: the file must be .onnx or .pt, got '{out.name}'")
+        model_folder(triton, out.stem)
+    first, *others = [parse_size(text) for text in size or [None]]
+    live = load_live(model, checkpoint, random_weights, frames=frames, size=first, stride=None)
     names = read_labels(labels) if labels else live.labels
-    tube = clipsight.SaliencyTube(**_tube_options(feature, threshold), normalize="none" if raw_maps else "clip")
+    tube = clipsight.SaliencyTube(**tube_options(feature, threshold), normalize="none" if raw_maps else "clip")
     wanted = {m.value for m in method or (Method.tube, Method.motion)}
     heads = [tube] if "tube" in wanted else []
     if wanted & {"motion", "static"}:
@@ -248,10 +280,25 @@ def export(
     with console.status(f"exporting {escape(model)} and checking the file"):
         explained = clipsight.explain(live.module, heads, example, chosen if isinstance(chosen, str) else list(chosen))
         manifest = clipsight.export(
-            explained, out, plugin=plugin, labels=names, preprocessing=live.preprocessing, name=live.name
+            explained,
+            out,
+            plugin=plugin,
+            sizes=[(live.preprocessing.frames, *other) for other in others],
+            labels=names,
+            preprocessing=live.preprocessing,
+            name=live.name,
+            frames="uint8" if uint8_frames else None,
+            output=output and output.value,
+            optional=optional,
+            half=half.value if half else False,
+            inputs=tuple(dict.fromkeys(name.value for name in input or ())),
+            plain=plain,
         )
     console.print(f"[bold]{escape(str(out))}[/]  {out.stat().st_size / 1e6:.1f} MB, checked against the live model")
-    _print_manifest(manifest)
+    print_manifest(manifest)
+    if triton:
+        folder = write_repository(out, triton, max_batch_size=max_batch_size)
+        console.print(f"[bold]{escape(str(folder))}/[/]  for Triton; README.md there says how to start the server")
 
 
 @app.command()
@@ -268,7 +315,7 @@ def info(
     if as_json:
         typer.echo(manifest.to_json())
     else:
-        _print_manifest(manifest)
+        print_manifest(manifest)
 
 
 @app.command()
@@ -283,127 +330,22 @@ def demo(
         raise typer.Exit(code)
 
 
-def _network(model, checkpoint, random_weights, frames, size, stride, feature, threshold, n_sigma, device, threads):
-    if threads is not None and threads < 1:
-        raise CommandError(f"threads: must be at least 1, got {threads}")
-    overrides = {"frames": frames, "size": parse_size(size), "stride": stride}
-    if is_exported(model):
-        for name, value in {
-            "checkpoint": checkpoint,
-            "feature": feature,
-            "threshold": threshold,
-            "n-sigma": n_sigma,
-        }.items():
-            if value is not None:
-                raise CommandError(f"{name}: is part of the exported file {model} and cannot be changed, got {value}")
-        return ExportedNetwork(model, device, threads, **overrides)
-    import torch
+@app.command()
+@one_line_errors
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="The findings and the build as JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Say what was built, what this machine has, and what to do about what is missing; 1 where something is broken."""
+    from .. import doctor as office
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    live = load_live(model, checkpoint, random_weights, **overrides)
-    return LiveNetwork(live, _tube_options(feature, threshold), 2.0 if n_sigma is None else n_sigma, device)
-
-
-def _tube_options(feature: str | None, threshold: float | None) -> dict:
-    channels: object = feature
-    if feature is not None and not feature.startswith("top"):
-        try:
-            channels = tuple(int(c) for c in feature.split(","))
-        except ValueError as error:
-            raise CommandError(f"feature: must be channel numbers such as 12,40, or top3, got {feature!r}") from error
-    return {"channels": channels, "threshold": threshold}
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise CommandError(f"size: must be HxW in pixels, such as 224x224, got {text!r}")
-    return int(height), int(width)
-
-
-def read_labels(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"labels: {path} must be a text file with one name a line ({error})") from error
-
-
-def _estimate_windows(frame_count: int | None, preprocessing, step: int) -> int | None:
-    if not frame_count:
-        return None
-    sampled = -(-frame_count // preprocessing.stride)
-    return 1 + max(0, -(-(sampled - preprocessing.frames) // step))
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)
-
-
-def _print_result(report: dict, out: Path) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for row in report["top"]:
-        bar = "█" * round(24 * row["probability"])
-        table.add_row(escape(row["label"]), f"{100 * row['probability']:5.1f} %", f"[cyan]{bar}[/]")
-    console.print(table)
-    for row in report["maps"]:
-        if row["motion_share"] is not None:
-            console.print(f"motion share of {escape(row['name'])}: {100 * row['motion_share']:.1f} %")
-    for note in report["notes"]:
-        console.print(f"[yellow]note:[/] {escape(note)}")
-    seconds = report["seconds"]
-    console.print(
-        f"[bold]{escape(str(out))}/[/] {', '.join(report['files'])}  "
-        f"({len(report['windows'])} windows in {seconds['network']:.1f} s, drawn in {seconds['drawing']:.1f} s)"
-    )
-
-
-def _print_manifest(manifest) -> None:
-    """A `Manifest` for people; `clipsight info --json` has all of it."""
-    clip, labels = manifest.input, manifest.labels
-    sizes = " or ".join(str(["N", clip.channels, *size]).replace("'", "") for size in manifest.sizes)
-    chosen = manifest.classes if isinstance(manifest.classes, str) else ", ".join(map(str, manifest.classes))
-    names = f": {', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}" if labels else ""
-    preprocessing = manifest.preprocessing.to_dict() if manifest.preprocessing else {}
-    needs = f"{manifest.plugin.library} {manifest.plugin.minimum_version} or newer"
-    checks = (manifest.self_check or {}).get("max_difference", {})
-    rows = [("model", f"{manifest.model} ({manifest.kind}, clipsight {manifest.clipsight_version})")]
-    rows += [("input", f"{clip.name} {clip.dtype} {sizes}")]
-    if manifest.classes_input:
-        rows += [("", f"{manifest.classes_input.name} {manifest.classes_input.dtype} [N, M]")]
-    for i, output in enumerate(manifest.outputs):
-        shape = str(list(output.shape)).replace("'", "")
-        rows += [("" if i else "outputs", f"{output.name} {output.dtype} {shape} - {output.meaning}")]
-    for i, method in enumerate(manifest.methods):
-        options = _pairs({k: v for k, v in method.items() if k not in ("method", "of") and v not in (None, [], False)})
-        rows += [("" if i else "methods", f"{method['method']}: {options}")]
-    rows += [("explains", chosen), ("classes", f"{manifest.num_classes}{names}")]
-    rows += [("features", f"{manifest.feature_shape}, {manifest.temporal_resolution} in time")]
-    rows += [("frames", _pairs(preprocessing) or "no preprocessing given at export")]
-    rows += [("needs", needs if manifest.plugin.required else "no library of ours")]
-    rows += [("checked", f"largest difference from eager: {_pairs(checks)}" if checks else "no")]
-    rows += [("built with", _pairs(manifest.built_with)), ("weights", manifest.weights_digest)]
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for key, text in rows:
-        table.add_row(key, escape(text))
-    Console(highlight=False).print(table)
-
-
-def _pairs(values: dict) -> str:
-    return ", ".join(
-        f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
-    )
+    findings = office.examine()
+    if as_json:
+        typer.echo(json.dumps(office.report(findings), indent=2))
+    else:
+        office.show(findings)
+    if not office.healthy(findings):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def run_network(
 def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *, step, loop, per_window, progress):
     stride, labels = network.preprocessing.stride, network.labels
     track, probabilities, shares, windows, seconds = Track(), [], [], [], 0.0
-    for window in sliding_windows(reader, network.preprocessing, step, loop):
+    for window in sliding_windows(reader, network.preprocessing, step, loop, network.takes_frames):
         started = time.perf_counter()
         answer = network(window.clip, classes)
         seconds += time.perf_counter() - started

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..manifest import weights_digest
 from ..preprocessing import Preprocessing
 
 TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
 EXPORTED = (".pt", ".onnx", ".pt2")
+OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
 
 
 class CommandError(ValueError):
@@ -48,6 +52,7 @@ class LiveNetwork:
 
     raw = True
     has_motion = True
+    takes_frames = False
     fixed_classes = None
 
     def __init__(self, model: LiveModel, options: dict, n_sigma: float, device: str):
@@ -59,6 +64,7 @@ class LiveNetwork:
         tube = SaliencyTube(**options, normalize="none")
         self.methods = [tube, SelectiveRelevance(of=tube, n_sigma=n_sigma, extras=("motion_share",))]
         self._explained: dict = {}
+        self.notes: list[str] = []
 
     def __call__(self, clip: np.ndarray, classes: tuple[int, ...] | None) -> Answer:
         """Explains the clip `[1, 3, T, H, W]` for `classes`, or for the predicted one."""
@@ -69,7 +75,11 @@ class LiveNetwork:
         tensor = torch.from_numpy(clip).to(self._device)
         if classes not in self._explained:
             chosen = "predicted" if classes is None else list(classes)
-            self._explained[classes] = explain(self._module, self.methods, tensor, chosen)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                self._explained[classes] = explain(self._module, self.methods, tensor, chosen)
+            said = (str(warning.message) for warning in caught)
+            self.notes = list(dict.fromkeys([*self.notes, *(text for text in said if text.startswith("explain:"))]))
         with torch.inference_mode():
             logits, maps, motion, share = (o[0].float().cpu().numpy() for o in self._explained[classes](tensor))
         return Answer(logits, maps, motion != 0, share)
@@ -77,15 +87,25 @@ class LiveNetwork:
     def describe(self) -> dict:
         return {"name": self.name, "methods": [m.describe() for m in self.methods]}
 
+    def digest(self) -> str:
+        return f"{self.name} {weights_digest(self._module)}"
+
 
 class ExportedNetwork:
-    """Explains with an exported file, as it was exported."""
+    """Explains with an exported file, as it was exported; `values` are for its inputs `tau` and `n_sigma`, if any."""
 
-    def __init__(self, path: str, device: str, threads: int | None, **overrides):
+    notes = ()
+
+    def __init__(self, path: str, device: str, threads: int | None, values: dict, **overrides):
         from .. import load
 
-        self._loaded = load(path, device=device, threads=threads)
+        self._loaded, self._path = load(path, device=device, threads=threads), Path(path)
         manifest = self._loaded.manifest
+        self._values = {name: value for name, value in values.items() if value is not None}
+        for name in self._values.keys() - {option.name for option in manifest.option_inputs}:
+            raise CommandError(
+                f"{OPTIONS[name]}: is part of the exported file {path} and cannot be changed, got {values[name]}"
+            )
         self.name, self.methods = Path(path).name, manifest.methods
         self.labels = list(manifest.labels) if manifest.labels else None
         size = manifest.sizes[0]
@@ -96,6 +116,7 @@ class ExportedNetwork:
             raise CommandError(
                 f"size: {path} takes clips of {sizes} (TxHxW), got {'x'.join(map(str, self.preprocessing.size))}"
             )
+        self.takes_frames = manifest.input.layout == "NTHWC"
         names = manifest.output_names
         if "saliency_tube" not in names:
             raise CommandError(f"model: {path} must return a map named 'saliency_tube', its outputs are {list(names)}")
@@ -103,7 +124,7 @@ class ExportedNetwork:
         tube = next(method for method in self.methods if method["method"] == "saliency_tube")
         self.raw = tube["normalize"] == "none" or tube["size"] == "features"
         self.feature = _feature_text(tube["channels"])
-        self._highest = 255.0 if tube["dtype"] == "uint8" else 1.0
+        self._highest = 255.0 if manifest.outputs[self._index["saliency_tube"]].dtype == "uint8" else 1.0
         choice = manifest.classes
         self._takes_classes = choice == "input"
         self.fixed_classes = None if self._takes_classes else choice
@@ -111,14 +132,14 @@ class ExportedNetwork:
     def __call__(self, clip: np.ndarray, classes: tuple[int, ...] | None) -> Answer:
         def run(chosen: Sequence[int]):
             given = (np.array([chosen], np.int64),) if self._takes_classes else ()
-            return [np.asarray(output[0], np.float32) for output in self._loaded(clip, *given)]
+            return [np.asarray(output[0], np.float32) for output in self._loaded(clip, *given, **self._values)]
 
         outputs = run(classes or (0,))
         if classes is None and self._takes_classes:
             outputs = run((int(outputs[0].argmax()),))
         maps = outputs[self._index["saliency_tube"]] / self._highest
-        if maps.shape[1:] != clip.shape[2:]:
-            maps = _upsample(maps, clip.shape[2:])
+        if maps.shape[1:] != self.preprocessing.size:
+            maps = _upsample(maps, self.preprocessing.size)
         motion = outputs[self._index["motion"]] != 0 if self.has_motion else np.zeros(maps.shape, bool)
         share = outputs[self._index["motion_share"]] if "motion_share" in self._index else np.full(len(maps), np.nan)
         return Answer(outputs[0], maps, motion, share)
@@ -129,6 +150,9 @@ class ExportedNetwork:
 
     def describe(self) -> dict:
         return {"name": self.name, "methods": self.methods}
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._path.read_bytes()).hexdigest()
 
 
 def _feature_text(channels) -> str | None:
@@ -280,3 +304,29 @@ def _load_state(module, state: dict, path: str) -> None:
         text = "; ".join(f"{len(v)} {k}, first {v[0]}" for k, v in found.items() if v)
         raise CommandError(f"checkpoint: {path} must fit {type(module).__name__}: {text}")
     module.load_state_dict(state, strict=False)  # num_batches_tracked alone may be missing
+
+
+def tube_options(feature: str | None, threshold: float | None) -> dict:
+    channels: object = feature
+    if feature is not None and not feature.startswith("top"):
+        try:
+            channels = tuple(int(c) for c in feature.split(","))
+        except ValueError as error:
+            raise CommandError(f"feature: must be channel numbers such as 12,40, or top3, got {feature!r}") from error
+    return {"channels": channels, "threshold": threshold}
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise CommandError(f"size: must be HxW in pixels, such as 224x224, got {text!r}")
+    return int(height), int(width)
+
+
+def read_labels(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"labels: {path} must be a text file with one name a line ({error})") from error

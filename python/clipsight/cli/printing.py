@@ -1,0 +1,97 @@
+"""What the command line shows: progress, the result of a video, a manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(stderr=True, highlight=False)
+
+
+def progress_bars() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True)
+
+
+def print_result(report: dict, out: Path) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in report["top"]:
+        bar = "█" * round(24 * row["probability"])
+        table.add_row(escape(row["label"]), f"{100 * row['probability']:5.1f} %", f"[cyan]{bar}[/]")
+    console.print(table)
+    for row in report["maps"]:
+        if row["motion_share"] is not None:
+            console.print(f"motion share of {escape(row['name'])}: {100 * row['motion_share']:.1f} %")
+    for note in report["notes"]:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    seconds = report["seconds"]
+    console.print(
+        f"[bold]{escape(str(out))}/[/] {', '.join(report['files'])}  "
+        f"({len(report['windows'])} windows in {seconds['network']:.1f} s, drawn in {seconds['drawing']:.1f} s)"
+    )
+
+
+def print_outcome(outcome) -> None:
+    """One line for one of many videos."""
+    text = f"{outcome.state:7} {escape(outcome.video)}: "
+    if outcome.state == "failed":
+        text += f"[red]{escape(outcome.error)}[/]"
+    else:
+        top = json.loads((Path(outcome.folder) / "result.json").read_text(encoding="utf-8"))["top"][0]
+        text += f"{escape(top['label'])} {100 * top['probability']:.1f} %  [bold]{escape(outcome.folder)}/[/]"
+        text += f"  (attempt {outcome.attempts})" if outcome.attempts > 1 else ""
+    console.print(text, soft_wrap=True)
+
+
+def print_manifest(manifest) -> None:
+    """A `Manifest` for people; `clipsight info --json` has all of it."""
+    labels = manifest.labels
+    chosen = manifest.classes if isinstance(manifest.classes, str) else ", ".join(map(str, manifest.classes))
+    names = f": {', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}" if labels else ""
+    preprocessing = manifest.preprocessing.to_dict() if manifest.preprocessing else {}
+    needs = f"{manifest.plugin.library} {manifest.plugin.minimum_version} or newer"
+    checks = (manifest.self_check or {}).get("max_difference", {})
+    defaults = {option.name: f", default {option.default:.4g}" for option in manifest.option_inputs}
+    rows = [("model", f"{manifest.model} ({manifest.kind}, clipsight {manifest.clipsight_version})")]
+    for i, port in enumerate(manifest.input_ports):
+        rows += [("" if i else "inputs", f"{port.name} {port.dtype} {_shape(port.shape)}{defaults.get(port.name, '')}")]
+    rows += [("sizes", " or ".join("x".join(map(str, size)) for size in manifest.sizes))]
+    for i, output in enumerate(manifest.outputs):
+        rows += [("" if i else "outputs", f"{output.name} {output.dtype} {_shape(output.shape)} - {output.meaning}")]
+    for i, method in enumerate(manifest.methods):
+        options = _pairs({k: v for k, v in method.items() if k not in ("method", "of") and v not in (None, [], False)})
+        rows += [("" if i else "methods", f"{method['method']}: {options}")]
+    rows += [("explains", chosen), ("classes", f"{manifest.num_classes}{names}")]
+    rows += [("features", f"{manifest.feature_shape}, {manifest.temporal_resolution} in time")]
+    rows += [("frames", _pairs(preprocessing) or "no preprocessing given at export")]
+    rows += [("options", _pairs({k: v for k, v in manifest.options.items() if v not in (None, False)}) or "none")]
+    rows += [("needs", needs if manifest.plugin.required else "no library of ours")]
+    rows += [("checked", f"largest difference from eager: {_pairs(checks)}" if checks else "no")]
+    rows += [("built with", _pairs(manifest.built_with)), ("weights", manifest.weights_digest)]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for key, text in rows:
+        table.add_row(key, escape(text))
+    Console(highlight=False).print(table)
+
+
+def _shape(shape) -> str:
+    return str(list(shape)).replace("'", "")
+
+
+def _pairs(values: dict) -> str:
+    return ", ".join(
+        f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
