@@ -1,13 +1,13 @@
-# make demo | test | bench | lint: each makes .venv and installs first, and reuses both the next time.
+# make demo | test | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses both later.
 # SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in CMakeLists.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc python -type f ! -name '*.pyc' ! -name '*.so')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name '*.py' -o -name '*.safetensors')
 
-.PHONY: install demo test bench lint dev clean
+.PHONY: install demo test bench lint sanitize wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -25,7 +25,7 @@ $(VENV)/.tools:
 # A runtime that is already there (onnxruntime or onnxruntime-gpu) is kept.
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
 	if $(BIN)/python -c 'import onnxruntime' 2>/dev/null; then also='onnx onnxscript .'; else also='.[onnx]'; fi; \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,test,lint]'
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,ray,test,lint]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -40,9 +40,17 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# AddressSanitizer and UndefinedBehaviorSanitizer under the tests that reach the C++.
+sanitize: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/sanitize.sh
+
+# The wheel in an environment of its own, outside the source tree.
+wheel-test: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/wheel.sh
+
 # For work on the sources: the libraries next to the package, to be used with PYTHONPATH=python.
 dev: $(VENV)/.tools
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/dev -G Ninja -DSKBUILD_PROJECT_VERSION=0.1.0 -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/dev -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --install build/dev --prefix python

@@ -1,4 +1,4 @@
-"""The cost of an explanation in the files that users run: r3d_18, 16x112x112, batch 1, as TorchScript and as ONNX.
+"""The cost of an explanation in the files that users run: r3d_18, 16x112x112, batch 1, in every format.
 
 The head alone (features given), and the explained against the plain forward, both in the same format and frozen.
 
@@ -18,11 +18,12 @@ import numpy as np
 import onnxruntime
 import torch
 from benchmarks.measure import interleaved, paired_overhead, row
+from torch.export.pt2_archive._package import package_pt2
 
 import clipsight
 from clipsight import SaliencyTube, SelectiveRelevance
 from clipsight.explained import SizedExplanation
-from clipsight.exporters import onnx, torchscript
+from clipsight.exporters import aot, onnx, onnx_plugin, torchscript
 from clipsight.models.beside_torchvision import import_torchvision
 
 SIZE = (16, 112, 112)
@@ -42,78 +43,121 @@ class Features(torch.nn.Module):
         return features.mean((2, 3, 4)) @ self.weight.T, features, self.weight
 
 
+class ByPosition(torch.nn.Module):
+    """A module with the signature that `aot.convert` compiles."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.module(*inputs)
+
+
 def rows() -> Iterator[dict]:
-    """One row per format and case."""
+    """One row per case and format."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     network = import_torchvision().models.video.r3d_18().eval()
     clip = torch.rand(1, 3, *SIZE)
     methods = [SaliencyTube(), SelectiveRelevance(extras=("motion_share",))]
     explained = clipsight.explain(network, methods, clip)
-    yield from _head_alone(explained, network.fc.weight.detach())
-    yield from _explained_against_plain(explained, clip)
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _head_alone(explained, network.fc.weight.detach(), Path(folder))
+        yield from _explained_against_plain(explained, clip, Path(folder))
 
 
-def _head_alone(explained, weight: torch.Tensor) -> Iterator[dict]:
+def _head_alone(explained, weight: torch.Tensor, folder: Path) -> Iterator[dict]:
     features = torch.relu(torch.randn(1, *explained.feature_shape))
-    for plugin, name in [(True, "TorchScript, fused ops"), (False, "TorchScript, plain ops"), (None, "ONNX Runtime")]:
-        head = SizedExplanation(Features(weight), explained.bound, explained.classes, SIZE, bool(plugin)).eval()
-        expected = _run_eager(head, features)
-        call = _onnx(head, features, explained.output_names) if plugin is None else _script(head, features)
-        _check(call(), expected)
+    for name, (_, plugin, convert) in FORMATS.items():
+        head = SizedExplanation(
+            Features(weight), explained.bound, explained.classes, SIZE, plugin, torch.float32, None
+        ).eval()
+        call = convert(head, features, explained.output_names, folder)
+        _check(call(), _run_eager(head, features))
         ours, nothing = interleaved(call, lambda: None, 200, warmup=30)
         result = row(f"head alone (tube + motion + share), {name}", ours, nothing, "1.0 ms")
         result |= {"baseline_ms": HEAD_BOUND_MS, "ratio": round(HEAD_BOUND_MS / result["ours_ms"], 3)}
         yield result | {"must_reach": ">= 1", "met": result["ratio"] >= 1, "threads": torch.get_num_threads()}
 
 
-def _explained_against_plain(explained, clip: torch.Tensor) -> Iterator[dict]:
-    plain = explained.plain_at(SIZE).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("r3d_18.pt", "r3d_18.onnx"):
-            path = Path(folder) / name
-            clipsight.export(explained, path, precheck=False)
-            if path.suffix == ".pt":
-                format, baseline, script = "TorchScript", _script(plain, clip), torch.jit.load(path)
-                explain = lambda: script(clip)  # noqa: E731, B023
-            else:
-                format, baseline = "ONNX Runtime", _onnx(plain, clip, ["logits"])
-                explain = _session(path.read_bytes(), clip)
-            with torch.inference_mode():
-                _check(explain(), _run_eager(explained, clip))
-                np.testing.assert_allclose(np.asarray(baseline()[0]), np.asarray(explain()[0]), rtol=1e-4, atol=1e-5)
-                ours, theirs = interleaved(explain, baseline, PAIRS)
-            overhead, low, high = paired_overhead(ours, theirs)
-            result = row(f"explained forward, r3d_18, {format}", ours, theirs, "plain forward, same format")
-            result |= {"overhead": round(overhead, 4), "interval_95": [round(low, 4), round(high, 4)]}
-            result |= {"must_reach": f"overhead <= {OVERHEAD_BOUND}, interval below", "met": high <= OVERHEAD_BOUND}
-            yield result | {"pairs": PAIRS, "threads": torch.get_num_threads()}
+def _explained_against_plain(explained, clip: torch.Tensor, folder: Path) -> Iterator[dict]:
+    for name, (suffix, plugin, _) in FORMATS.items():
+        path, plain = folder / f"explained{suffix}", folder / f"plain{suffix}"
+        clipsight.export(explained, path, plugin=plugin, plain=plain, precheck=False)
+        explain, baseline = _run_file(path, clip), _run_file(plain, clip)
+        _check(explain(), _run_eager(explained, clip))
+        np.testing.assert_allclose(np.asarray(baseline()[0]), np.asarray(explain()[0]), rtol=1e-4, atol=1e-5)
+        ours, theirs = interleaved(explain, baseline, PAIRS)
+        overhead, low, high = paired_overhead(ours, theirs)
+        result = row(f"explained forward, r3d_18, {name}", ours, theirs, "plain forward, same format")
+        result |= {"overhead": round(overhead, 4), "interval_95": [round(low, 4), round(high, 4)]}
+        result |= {"must_reach": f"overhead <= {OVERHEAD_BOUND}, interval below", "met": high <= OVERHEAD_BOUND}
+        yield result | {"pairs": PAIRS, "threads": torch.get_num_threads()}
 
 
-def _script(module: torch.nn.Module, clip: torch.Tensor) -> Callable:
-    frozen = torchscript.convert(module, (clip,))
-
-    def run():
-        with torch.inference_mode():
-            result = frozen(clip)
-        return result if isinstance(result, tuple) else (result,)
-
-    return run
+def _run_file(path: Path, clip: torch.Tensor) -> Callable:
+    if path.suffix == ".onnx":
+        return _session(path, clip)
+    loaded = clipsight.load(path)
+    return lambda: loaded(clip)
 
 
-def _onnx(module: torch.nn.Module, clip: torch.Tensor, names) -> Callable:
-    model = onnx.convert(module, (clip.expand(2, *clip.shape[1:]).clone(),), names)
-    return _session(model.SerializeToString(), clip)
-
-
-def _session(model: bytes, clip: torch.Tensor) -> Callable:
+def _session(path: Path, clip: torch.Tensor) -> Callable:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # The threads of a session go on spinning after a run; here that would slow the other session's turn.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = clipsight.onnx_session(path, options=options)
     feed = {"clip": clip.numpy()}
     return lambda: session.run(None, feed)
+
+
+# ---- One module in each format, without the file's manifest: (module, its input, names of outputs, folder) -> a call -
+
+
+def _script(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) -> Callable:
+    return _inferring(torchscript.convert(module, (clip,)), clip)
+
+
+def _plain_onnx(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path, table=None) -> Callable:
+    model = onnx.convert(module, (_batch_of_two(clip),), names, custom_translation_table=table)
+    (folder / "head.onnx").write_bytes(model.SerializeToString())
+    return _session(folder / "head.onnx", clip)
+
+
+def _plugin_onnx(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) -> Callable:
+    return _plain_onnx(module, clip, names, folder, onnx_plugin.translation_table())
+
+
+def _compiled(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) -> Callable:
+    package = aot.convert({"model": (ByPosition(module), {"clip": _batch_of_two(clip)})})
+    package_pt2(str(folder / "head.pt2"), aoti_files=package.files)
+    with aot.quiet():
+        return _inferring(torch._inductor.aoti_load_package(str(folder / "head.pt2")), clip)
+
+
+def _batch_of_two(clip: torch.Tensor) -> torch.Tensor:
+    """What torch's exporters need for a free batch size."""
+    return clip.expand(2, *clip.shape[1:]).clone()
+
+
+def _inferring(module: Callable, clip: torch.Tensor) -> Callable:
+    def run():
+        with torch.inference_mode():
+            return module(clip)
+
+    return run
+
+
+# name: suffix of the file, fused ops, and the head alone in this format
+FORMATS = {
+    "TorchScript, fused ops": (".pt", True, _script),
+    "TorchScript, plain ops": (".pt", False, _script),
+    "ONNX Runtime, fused ops": (".onnx", True, _plugin_onnx),
+    "ONNX Runtime, plain ops": (".onnx", False, _plain_onnx),
+    "AOTInductor, fused ops": (".pt2", True, _compiled),
+}
 
 
 def _run_eager(module, clip) -> tuple:

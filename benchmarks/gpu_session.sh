@@ -22,7 +22,7 @@ step() {  # step NAME COMMAND...: runs it, keeps the log and the first failure
 }
 
 build() {
-  cmake -S . -B "$build" -G Ninja -DCLIPSIGHT_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$arch" -DSKBUILD_PROJECT_VERSION=0.1.0 \
+  cmake -S . -B "$build" -G Ninja -DCLIPSIGHT_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES="$arch" \
     -DPython_EXECUTABLE="$("$python" -c 'import sys; print(sys.executable)')" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
     && cmake --build "$build" && cmake --install "$build" --prefix python

@@ -31,6 +31,9 @@ def files(tmp_path_factory):
         "clip": export_small(folder / "clip.onnx", labels=LABELS),
         "classes": export_small(folder / "classes.onnx", classes="input", sizes=[(8, 24, 40)]),
         "frames": export_small(folder / "frames.onnx", frames="uint8", preprocessing=preprocessing),
+        "crop_alone": export_small(
+            folder / "crop_alone.onnx", frames="uint8", preprocessing=preprocessing | {"resize": None}
+        ),
         "options": export_small(folder / "options.onnx", optional=True, inputs=("tau", "n_sigma")),
         "plugin": export_small(folder / "plugin.onnx", plugin=True),
     }
@@ -79,6 +82,13 @@ def test_frames_of_any_size(files, open_session):
     for height, width in ((48, 64), (90, 50)):
         frames = np.random.default_rng(1).integers(0, 256, (2, 8, height, width, 3), np.uint8)
         assert_same(session, [frames], loaded(frames))
+
+
+def test_frames_smaller_than_the_crop(files, open_session):
+    session, frames = open_session("crop_alone"), np.zeros((2, 8, 32, 40, 3), np.uint8)
+    assert_same(session, [frames], load(files["crop_alone"])(frames))
+    with pytest.raises(CError, match="the crop must fit into the resized frame, got 24 pixels for 32"):
+        session.run(frames[:, :, :24])
 
 
 def test_options(files, open_session):

@@ -129,6 +129,8 @@ Lengths check_inputs(const Manifest& manifest, const Device& device, const Tenso
       const std::string beside = i == 0 ? "" : " beside " + std::to_string(lengths.at('N')) + " samples";
       fail(port.name, "have shape " + expected, to_string(view.shape) + beside);
     }
+    // Throws where the crop does not fit: compiled code would not check.
+    if (port.layout == "NTHWC") manifest.map_region(view.shape[2], view.shape[3]);
     const bool at_hand = view.device.kind == Device::cpu;
     if (port.name == "classes" && at_hand) check_classes(manifest, view);
     if (port.name == "explain") lengths.maps = at_hand ? wanted_maps(view) : Maps::unknown;

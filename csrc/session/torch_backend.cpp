@@ -207,9 +207,7 @@ class Aot final : public TorchBackend {
   }
 
   void forward(Tensors& inputs, Tensors& outputs) override {
-    // Compiled code checks neither shapes nor indices: it would crash.
     const at::IntArrayRef shape = inputs[0].sizes();
-    if (frames_) manifest_.map_region(shape[2], shape[3]);
     const auto fits = [&](const std::array<int64_t, 3>& size) {  // frames come in any height and width
       return frames_ ? shape[1] == size[0] : shape.slice(2, 3) == at::IntArrayRef(size.data(), 3);
     };
