@@ -233,13 +233,15 @@ except LoadError as error:
     assert "or export with plugin=False" in message
 
 
-def test_no_compiler(explained, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+def test_no_compiler(explained, tmp_path):
     clear = torch._inductor.cpp_builder.get_cpp_compiler, torch._inductor.cpp_builder.cpp_compiler_search
     for function in clear:
         getattr(function, "cache_clear", lambda: None)()
     try:
-        with pytest.raises(ExportError, match=r"needs a C\+\+ compiler .* got none"):
+        with (
+            torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}),
+            pytest.raises(ExportError, match=r"needs a C\+\+ compiler .* got none"),
+        ):
             export(explained, tmp_path / "x.pt2")
     finally:
         for function in clear:
