@@ -24,6 +24,7 @@ import clipsight
 from clipsight import SaliencyTube, SelectiveRelevance
 from clipsight.explained import SizedExplanation
 from clipsight.exporters import aot, onnx, onnx_plugin, torchscript
+from clipsight.exporters.quiet import quiet
 from clipsight.models.beside_torchvision import import_torchvision
 
 SIZE = (16, 112, 112)
@@ -41,17 +42,6 @@ class Features(torch.nn.Module):
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return features.mean((2, 3, 4)) @ self.weight.T, features, self.weight
-
-
-class ByPosition(torch.nn.Module):
-    """A module with the signature that `aot.convert` compiles."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.module(*inputs)
 
 
 def rows() -> Iterator[dict]:
@@ -131,9 +121,9 @@ def _plugin_onnx(module: torch.nn.Module, clip: torch.Tensor, names, folder: Pat
 
 
 def _compiled(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) -> Callable:
-    package = aot.convert({"model": (ByPosition(module), {"clip": _batch_of_two(clip)})})
+    package = aot.convert({"model": (module, {"clip": _batch_of_two(clip)})})
     package_pt2(str(folder / "head.pt2"), aoti_files=package.files)
-    with aot.quiet():
+    with quiet():
         return _inferring(torch._inductor.aoti_load_package(str(folder / "head.pt2")), clip)
 
 

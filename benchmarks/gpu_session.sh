@@ -30,7 +30,7 @@ build() {
 
 nvidia-smi >"$out/nvidia-smi.log" 2>&1
 step build build || exit $status
-step tests "$python" -m pytest -q -m gpu tests/test_gpu.py
+step tests "$python" -m pytest -q -m gpu --continue-on-collection-errors
 step bench "$python" -m benchmarks.bench_gpu --json "$out/bench_gpu.json"
 if command -v compute-sanitizer >/dev/null; then
   few="channel_reduce or spline_upsample or sobel_and or bad_map or out_also or nan_passes"  # every kernel, small sizes

@@ -113,12 +113,11 @@ def export(
         raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
     options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
     facts = {"model": name or explained.model_name, "labels": labels, "options": options}
-    manifest = _write(format, program, path, facts, example, precheck, exact if dtype else None)
-    if plain is not None:
+    if plain is not None:  # first, so that nothing is at `path` where this fails
         without = {"plugin": False, "optional": False}
         alone = dataclasses.replace(program, thresholds=(), alone=True, **without)
         _write(format, alone, plain, facts | {"options": options | without}, None, precheck)
-    return manifest
+    return _write(format, program, path, facts, example, precheck, exact if dtype else None)
 
 
 def _write(format, program: Program, path: Path, facts, example, precheck: bool, exact=None) -> Manifest:

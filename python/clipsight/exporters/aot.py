@@ -13,14 +13,11 @@ the CPU has beyond that.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import platform
 import shutil
 import tempfile
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,6 +26,7 @@ from torch import Tensor, nn
 from ..manifest import EXTRA_FILE, LoadError, Manifest
 from .check import ExportError
 from .program import Program, nothing
+from .quiet import quiet
 
 KIND = "aot"
 DEFAULT_PLUGIN = True
@@ -196,19 +194,3 @@ def _options(folder: Path, clip: Tensor) -> dict:
         options |= {"cpp.march": "x86-64-v3", "cpp.simdlen": 256}
     known = torch._inductor.config.get_config_copy()
     return {name: value for name, value in options.items() if name in known}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the compiler's notes about itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._inductor", "torch._export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
