@@ -179,17 +179,18 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
     """
     from .. import models
 
+    bare = spec in TORCHVISION or (spec in models.names() and not models.has_weights(spec))
+    if bare and checkpoint is None and not random_weights:
+        raise CommandError(
+            f"model: {spec} comes without trained weights; give them with --checkpoint FILE, "
+            "or use random ones with --random-weights"
+        )
     if ":" in spec:
         live = _from_factory(spec, checkpoint)
     elif spec in models.names():
         module = models.load(spec, checkpoint=checkpoint, pretrained=not random_weights)
-        live = LiveModel(spec, module, module.preprocessing, list(module.labels))
+        live = LiveModel(spec, module, module.preprocessing, list(module.labels) if module.labels else None)
     elif spec in TORCHVISION:
-        if checkpoint is None and not random_weights:
-            raise CommandError(
-                f"model: {spec} comes without trained weights; give them with --checkpoint FILE, "
-                "or use random ones with --random-weights"
-            )
         live = _from_torchvision(spec, checkpoint)
     else:
         known = [*models.names(), *TORCHVISION]

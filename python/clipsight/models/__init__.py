@@ -1,24 +1,41 @@
-"""Networks by name: `load("movers")`. Every network has `.labels` and `.preprocessing`."""
+"""Networks by name: `load("movers")`. Every network has `.preprocessing`, and `.labels` (or `None`).
+
+`movers` comes with its weights; the others are those of the papers, with the names of the published state dicts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .movers import Movers
-
-_FACTORIES: dict[str, Callable[[], nn.Module]] = {
-    "movers": Movers,
+_FACTORIES = {  # name -> module and factory; imported when it is asked for
+    "movers": ("movers", "Movers"),
+    "mfnet": ("mfnet", "MFNet3D"),
+    "r3d50": ("resnet3d", "r3d50"),
+    "r3d101": ("resnet3d", "r3d101"),
+    "r3d152": ("resnet3d", "r3d152"),
+    "resnext101": ("resnet3d", "resnext101"),
+    "i3d": ("i3d", "I3D"),
+    "c3d": ("c3d", "C3D"),
+    "tsn": ("tsn", "TSN"),
 }
-_WEIGHTS = Path(__file__).with_name("weights")
 
 
 def names() -> tuple[str, ...]:
     """Names that :func:`load` takes."""
     return tuple(_FACTORIES)
+
+
+def has_weights(name: str) -> bool:
+    """Whether trained weights of the network are in the package."""
+    return _weights(name).exists()
+
+
+def _weights(name: str) -> Path:
+    return Path(__file__).with_name("weights") / f"{name}.safetensors"
 
 
 def load(name: str = "movers", checkpoint: str | Path | None = None, pretrained: bool = True) -> nn.Module:
@@ -38,10 +55,11 @@ def load(name: str = "movers", checkpoint: str | Path | None = None, pretrained:
     if name not in _FACTORIES:
         raise ValueError(f"models.load: name must be one of {', '.join(_FACTORIES)}, got {name!r}")
     if checkpoint is None and pretrained:
-        checkpoint = _WEIGHTS / f"{name}.safetensors"
-        if not checkpoint.exists():
+        checkpoint = _weights(name)
+        if not has_weights(name):
             raise ValueError(f"models.load: {name} has no weights in the package; pass checkpoint= or pretrained=False")
-    model = _FACTORIES[name]()
+    module, factory = _FACTORIES[name]
+    model = getattr(importlib.import_module(f".{module}", __name__), factory)()
     if checkpoint is not None:
         _load_strictly(model, name, read_checkpoint(checkpoint), Path(checkpoint))
     return model.eval()
