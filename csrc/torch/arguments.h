@@ -1,7 +1,8 @@
 // The ops as torch sees them, for any device: check, allocate, forward.
 //
 // A Backend supplies the kernels. It is made from the first tensor of a call (device guard, stream) and has one method
-// per op that takes that op's Args struct, and scratch(count): floats on the device that live as long as it does. register.cpp and register_cuda.cpp each name one and call register_ops.
+// per op that takes that op's Args struct, and scratch<T>(count): memory on the device that lives as long as it does.
+// register.cpp and register_cuda.cpp each name one and call register_ops.
 #pragma once
 
 #include <optional>
@@ -224,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& optio
   };
   const std::vector<int64_t> full{batch, maps, size.t, size.h, size.w};
   Tensor tube = output(selective == nullptr ? "out" : "tube", given.tube, full, scalar_type(dtype));
-  float* cam = backend.scratch(reduction.cam_voxels());
+  float* cam = backend.template scratch<float>(reduction.cam_voxels());
   reduction.run(backend, cam);
   const SaliencyTubeArgs args{cam, batch * maps, reduction.shape.grid, size, order, options.relu, normalize, dtype,
                               tube.mutable_data_ptr()};

@@ -1,8 +1,7 @@
 // torch.ops.clipsight.*: the schemas, and the CPU kernels on torch's own thread pool.
 #include <algorithm>
 
-#include "core/simd_level.h"
-#include "core/workspace.h"
+#include "ops/cpu_backend.h"
 #include "torch/arguments.h"
 
 namespace clipsight {
@@ -17,20 +16,8 @@ class TorchParallel final : public Parallel {
   int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
 };
 
-struct Cpu {
+struct Cpu : CpuBackend<TorchParallel> {
   explicit Cpu(const Tensor&) {}
-  void channel_reduce(const ChannelReduceArgs& args) const { channel_reduce_cpu(args, pool, level); }
-  void spline_upsample(const SplineUpsampleArgs& args) const { spline_upsample_cpu(args, pool, level); }
-  void sobel_temporal(const SobelTemporalArgs& args) const { sobel_temporal_cpu(args, pool, level); }
-  void selective_relevance(const SelectiveRelevanceArgs& args) const { selective_relevance_cpu(args, pool, level); }
-  void saliency_tube(const SaliencyTubeArgs& args) const { saliency_tube_cpu(args, pool, level); }
-  void selective_tube(const SelectiveTubeArgs& args) const { selective_tube_cpu(args, pool, level); }
-
-  float* scratch(int64_t count) { return workspace.array<float>(count); }
-
-  Workspace workspace;
-  TorchParallel pool;
-  SimdLevel level = best_simd_level();
 };
 
 #define CLIPSIGHT_TUBE \

@@ -39,9 +39,10 @@ class Cuda {
   CLIPSIGHT_FORWARD(selective_tube, SelectiveTubeArgs)
 #undef CLIPSIGHT_FORWARD
 
-  float* scratch(int64_t count) {
-    scratch_ = bytes(count * sizeof(float));
-    return static_cast<float*>(scratch_.mutable_data_ptr());
+  template <class T>
+  T* scratch(int64_t count) {
+    scratch_ = bytes(count * sizeof(T));
+    return static_cast<T*>(scratch_.mutable_data_ptr());
   }
 
  private:

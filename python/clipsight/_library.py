@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from .libraries import DIRECTORY, REBUILD, get_library_path
+from .libraries import DIRECTORY, FILES, REBUILD, get_library_path
 from .manifest import LoadError
 
-CPU_LIBRARY = DIRECTORY / "libclipsight_torch.so"
-CUDA_LIBRARY = DIRECTORY / "libclipsight_torch_cuda.so"
+CPU_LIBRARY, CUDA_LIBRARY = DIRECTORY / FILES["torch"], DIRECTORY / FILES["torch_cuda"]
 OLDEST_TORCH = (2, 11)
 
 _TUBE = (

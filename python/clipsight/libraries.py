@@ -12,7 +12,7 @@ __all__ = ["cmake_prefix_path", "get_library_path"]
 DIRECTORY = Path(os.environ.get("CLIPSIGHT_LIBRARY_DIR") or Path(__file__).parent)
 REBUILD = "rebuild with `make dev` in a checkout, or install again with `pip install --no-build-isolation .`"
 
-_FILES = {
+FILES = {
     "torch": "libclipsight_torch.so",
     "torch_cuda": "libclipsight_torch_cuda.so",
     "onnxruntime": "libclipsight_onnxruntime.so",
@@ -38,9 +38,9 @@ def get_library_path(name: str) -> Path:
         ValueError: there is no library of that name.
         LoadError: it was not built; the message says what the build needs.
     """
-    if name not in _FILES:
-        raise ValueError(f"get_library_path: name must be one of {list(_FILES)}, got {name!r}")
-    path = DIRECTORY / _FILES[name]
+    if name not in FILES:
+        raise ValueError(f"get_library_path: name must be one of {list(FILES)}, got {name!r}")
+    path = DIRECTORY / FILES[name]
     if not path.is_file():
         needs = f"; {_NEEDS[name]}" if name in _NEEDS else ""
         raise LoadError(f"get_library_path: {path} must exist, got no such file: {REBUILD}{needs}")
