@@ -112,6 +112,7 @@ def test_preprocessing():
     for channel, mean in enumerate((124, 117, 104)):
         got = (200 * mfnet.scale - mfnet.mean[channel]) / mfnet.std[channel]
         assert got == pytest.approx((200 - mean) * 0.0167, rel=1e-4)
+    assert (i3d.stride, mfnet.stride) == (1, 2)
     assert i3d.channel_order == mfnet.channel_order == "RGB"
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from ..manifest import weights_digest
 from ..preprocessing import Preprocessing
 
-TORCHVISION = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t")
 EXPORTED = (".pt", ".onnx", ".pt2")
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
 
@@ -108,14 +107,7 @@ class ExportedNetwork:
             )
         self.name, self.methods = Path(path).name, manifest.methods
         self.labels = list(manifest.labels) if manifest.labels else None
-        size = manifest.sizes[0]
-        plain = Preprocessing(frames=size[0], resize=min(size[1:]), crop=size[1:])
-        self.preprocessing = _override(manifest.preprocessing or plain, **overrides)
-        if self.preprocessing.size not in manifest.sizes:
-            sizes = ", ".join("x".join(map(str, size)) for size in manifest.sizes)
-            raise CommandError(
-                f"size: {path} takes clips of {sizes} (TxHxW), got {'x'.join(map(str, self.preprocessing.size))}"
-            )
+        self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         self.takes_frames = manifest.input.layout == "NTHWC"
         names = manifest.output_names
         if "saliency_tube" not in names:
@@ -179,28 +171,35 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
     """
     from .. import models
 
-    bare = spec in TORCHVISION or (spec in models.names() and not models.has_weights(spec))
-    if bare and checkpoint is None and not random_weights:
-        raise CommandError(
-            f"model: {spec} comes without trained weights; give them with --checkpoint FILE, "
-            "or use random ones with --random-weights"
-        )
     if ":" in spec:
         live = _from_factory(spec, checkpoint)
     elif spec in models.names():
+        if checkpoint is None and not (models.has_weights(spec) or random_weights):
+            raise CommandError(
+                f"model: {spec} comes without trained weights; give them with --checkpoint FILE, "
+                "or use random ones with --random-weights"
+            )
         module = models.load(spec, checkpoint=checkpoint, pretrained=not random_weights)
         live = LiveModel(spec, module, module.preprocessing, list(module.labels) if module.labels else None)
-    elif spec in TORCHVISION:
-        live = _from_torchvision(spec, checkpoint)
     else:
-        known = [*models.names(), *TORCHVISION]
-        near = difflib.get_close_matches(spec, known, 1)
+        near = difflib.get_close_matches(spec, models.names(), 1)
         raise CommandError(
-            f"model: must be one of {', '.join(known)}, an exported file, or package.module:factory, got {spec!r}"
-            + (f"; did you mean {near[0]}?" if near else "")
+            f"model: must be one of {', '.join(models.names())}, an exported file, or package.module:factory, "
+            f"got {spec!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
     live.module.eval()
     return replace(live, preprocessing=_override(live.preprocessing, **overrides))
+
+
+def exported_preprocessing(path: str, manifest, **overrides) -> Preprocessing:
+    """What an exported file wants, by its manifest or else frames at its first size, with `overrides` where given."""
+    size = manifest.sizes[0]
+    plain = Preprocessing(frames=size[0], resize=min(size[1:]), crop=size[1:])
+    result = _override(manifest.preprocessing or plain, **overrides)
+    if result.size not in manifest.sizes:
+        sizes = ", ".join("x".join(map(str, size)) for size in manifest.sizes)
+        raise CommandError(f"size: {path} takes clips of {sizes} (TxHxW), got {'x'.join(map(str, result.size))}")
+    return result
 
 
 def _override(
@@ -225,6 +224,8 @@ def _override(
 def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     import torch
 
+    from ..models import Adapter, checkpoints
+
     where, _, name = spec.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
@@ -237,74 +238,10 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     if not isinstance(module, torch.nn.Module):
         raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
     if checkpoint:
-        _load_state(module, read_checkpoint(checkpoint), checkpoint)
+        checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
     labels = getattr(module, "labels", None)
     preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)
     return LiveModel(spec, module, preprocessing, list(labels) if labels else None)
-
-
-def _from_torchvision(name: str, checkpoint: str | None) -> LiveModel:
-    from ..models.beside_torchvision import import_torchvision
-
-    try:
-        models = import_torchvision().models
-    except ImportError as error:
-        raise CommandError(f"model: {name} needs torchvision: pip install torchvision") from error
-    weights = models.get_model_weights(name).DEFAULT
-    categories = weights.meta["categories"]
-    if checkpoint is None:
-        module = models.get_model(name, weights=None, num_classes=len(categories))
-    else:
-        state = read_checkpoint(checkpoint)
-        classes = len(next(reversed(state.values())))  # the classifier's bias stands last
-        module = models.get_model(name, weights=None, num_classes=classes)
-        _load_state(module, state, checkpoint)
-        categories = categories if classes == len(categories) else None
-    preset = weights.transforms()
-    (resize,) = [preset.resize_size] if len(preset.resize_size) == 2 else preset.resize_size
-    preprocessing = Preprocessing(
-        resize=tuple(resize) if isinstance(resize, (list, tuple)) else resize,
-        crop=tuple(preset.crop_size) * (2 // len(preset.crop_size)),
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-    )
-    return LiveModel(name, module, preprocessing, categories)
-
-
-def read_checkpoint(path: str) -> dict:
-    """A state dict from `.safetensors` or a torch file; `state_dict` wrappers and `module.` prefixes are taken off."""
-    import torch
-
-    if not Path(path).is_file():
-        raise CommandError(f"checkpoint: {path} does not exist")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CommandError(f"checkpoint: {path} cannot be read ({str(error).splitlines()[0]})") from error
-    state = next((state[key] for key in ("state_dict", "model") if isinstance(state, dict) and key in state), state)
-    if not isinstance(state, dict) or not state or not all(hasattr(v, "shape") for v in state.values()):
-        raise CommandError(f"checkpoint: {path} must hold a state dict (names to tensors)")
-    return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _load_state(module, state: dict, path: str) -> None:
-    own = module.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
-    wrong = [
-        f"{k} {list(state[k].shape)} for {list(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or unexpected or wrong:
-        found = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
-        text = "; ".join(f"{len(v)} {k}, first {v[0]}" for k, v in found.items() if v)
-        raise CommandError(f"checkpoint: {path} must fit {type(module).__name__}: {text}")
-    module.load_state_dict(state, strict=False)  # num_batches_tracked alone may be missing
 
 
 def tube_options(feature: str | None, threshold: float | None) -> dict:

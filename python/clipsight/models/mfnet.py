@@ -24,7 +24,12 @@ class MFNet3D(nn.Module):
 
     labels = None
     preprocessing = Preprocessing(
-        frames=16, resize=256, crop=(224, 224), mean=(124 / 255, 117 / 255, 104 / 255), std=(0.234825,) * 3
+        frames=16,
+        stride=2,
+        resize=256,
+        crop=(224, 224),
+        mean=(124 / 255, 117 / 255, 104 / 255),
+        std=(0.234825,) * 3,
     )
 
     def __init__(self, num_classes: int = 400) -> None:
