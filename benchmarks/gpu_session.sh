@@ -33,9 +33,10 @@ step build build || exit $status
 step tests "$python" -m pytest -q -m gpu --continue-on-collection-errors
 step bench "$python" -m benchmarks.bench_gpu --json "$out/bench_gpu.json"
 if command -v compute-sanitizer >/dev/null; then
-  few="channel_reduce or spline_upsample or sobel_and or bad_map or out_also or nan_passes"  # every kernel, small sizes
+  few="channel_reduce or spline_upsample or sobel_and or bad_map or out_also or nan_passes or cuda_keeps"  # small sizes
   for tool in ${CLIPSIGHT_SANITIZERS:-memcheck racecheck}; do
-    step "$tool" timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q tests/test_gpu.py -k "$few"
+    step "$tool" timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" \
+      -m pytest -q tests/test_gpu.py tests/test_back_step.py -k "$few"
   done
 fi
 cat "$out/bench_gpu.json" 2>/dev/null

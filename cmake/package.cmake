@@ -3,7 +3,7 @@
 include(CMakePackageConfigHelpers)
 
 set(KERNELS clipsight_kernels)
-set(OPS channel_reduce spline_upsample sobel_temporal selective_relevance saliency_tube)
+set(OPS back_step channel_reduce spline_upsample sobel_temporal selective_relevance saliency_tube)
 list(TRANSFORM OPS REPLACE "(.+)" "csrc/ops/\\1.h" OUTPUT_VARIABLE OP_HEADERS)
 set(HEADERS clipsight.h dtype.h kernels.h session.h torch.h)
 if(TARGET clipsight_kernels_cuda)

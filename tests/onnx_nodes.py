@@ -15,7 +15,7 @@ try:
 except clipsight.LoadError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-TYPES = {np.float32: 1, np.uint8: 2, np.int64: 7, np.float16: 10, np.float64: 11}
+TYPES = {np.float32: 1, np.uint8: 2, np.int64: 7, np.bool_: 9, np.float16: 10, np.float64: 11}
 F32, F16 = np.float32, np.float16
 
 

@@ -35,5 +35,5 @@ fi
 export CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 export CXXFLAGS=$CFLAGS
 LD_PRELOAD=$runtime python -m pytest -p no:cacheprovider -m "not large" ${PYTEST_ARGS:-} \
-  tests/test_{kernels,ops,ops_errors,onnxruntime_ops,session_c,session_cpp}.py \
+  tests/test_{kernels,back_step,ops,ops_errors,onnxruntime_ops,session_c,session_cpp}.py \
   --deselect tests/test_session_cpp.py::test_later_runs_allocate_nothing_of_ours

@@ -264,12 +264,16 @@ def test_the_kernels_need_no_framework(threads, program, tmp_path):
     got = torch.from_numpy(np.fromfile(tmp_path / "out", np.float32))
     cam = reference.channel_reduce(features, weight)
     upsampled = reference.spline_upsample(cam, (9, 31, 27))
+    selected = (torch.arange(36) % 2 == 0).view(2, 3, 6)
+    edges, multiplicity = reference.back_step(features.flatten()[:48].view(2, 24), weight.view(6, 24), selected, 0.6)
     expected = [
         cam,
         *reference.selective_tube(features, weight, (9, 31, 27)),
         upsampled,
         reference.sobel_temporal(upsampled),
         *reference.selective_relevance(upsampled),
+        edges.float(),
+        multiplicity,
     ]
     parts = got.split([e.numel() for e in expected])
     for part, want in zip(parts, expected, strict=True):

@@ -1,6 +1,8 @@
 // Checks and small device helpers shared by the CUDA kernels. No torch.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -27,6 +29,10 @@ CLIPSIGHT_HD inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) 
 inline unsigned grid_for(int64_t items) {
   return static_cast<unsigned>(std::clamp<int64_t>(items, 1, int64_t{1} << 30));
 }
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 /// Hands out aligned pieces of one workspace. With a null base it only measures.
 class Carver {

@@ -98,6 +98,7 @@ ONNXTensorElementDataType element_type(DType dtype) {
   switch (dtype) {
     case DType::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     case DType::float16: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    case DType::bool_: return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
     default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   }
 }

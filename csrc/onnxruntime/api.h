@@ -57,7 +57,7 @@ class Attributes {
   const OrtKernelInfo* info_;
 };
 
-ONNXTensorElementDataType element_type(DType dtype);  // of float32, float16, uint8
+ONNXTensorElementDataType element_type(DType dtype);  // of float32, float16, uint8, bool
 
 /// Lengths of a tensor's axes, without memory of their own.
 struct Shape {

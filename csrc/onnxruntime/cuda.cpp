@@ -4,6 +4,7 @@
 #include <array>
 
 #include "onnxruntime/custom_op.h"
+#include "ops/back_step_cuda.h"
 #include "ops/channel_reduce_cuda.h"
 #include "ops/convert_cuda.h"
 #include "ops/saliency_tube_cuda.h"
@@ -37,6 +38,7 @@ class Cuda {
     op##_cuda(args, scratch<char>(op##_cuda_workspace(args)), stream_);        \
   }
   CLIPSIGHT_FORWARD(channel_reduce, ChannelReduceArgs)
+  CLIPSIGHT_FORWARD(back_step, BackStepArgs)
   CLIPSIGHT_FORWARD(spline_upsample, SplineUpsampleArgs)
   CLIPSIGHT_FORWARD(sobel_temporal, SobelTemporalArgs)
   CLIPSIGHT_FORWARD(selective_relevance, SelectiveRelevanceArgs)

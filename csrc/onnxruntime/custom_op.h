@@ -80,6 +80,7 @@ struct CustomOp : OrtCustomOp {
       case Slot::second: return of(second);
       case Slot::float32: return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
       case Slot::int64: return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+      case Slot::boolean: return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
       default: return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // what the graph declares; Call::output checks it
     }
   }
@@ -104,6 +105,7 @@ void add_op(const OrtApi& api, OrtCustomOpDomain* domain) {
 template <class Backend>
 void add_ops(const OrtApi& api, OrtCustomOpDomain* domain) {
   add_op<ChannelReduce, Backend>(api, domain);
+  add_op<BackStep, Backend>(api, domain);
   add_op<SplineUpsample, Backend>(api, domain);
   add_op<SobelTemporal, Backend>(api, domain);
   add_op<SelectiveRelevance, Backend>(api, domain);

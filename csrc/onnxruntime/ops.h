@@ -8,6 +8,7 @@
 
 #include "onnxruntime/api.h"
 #include "onnxruntime/inference.h"
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/saliency_tube.h"
 #include "ops/selective_relevance.h"
@@ -19,7 +20,7 @@ namespace clipsight::ort {
 /// The element type of an input or output: float32 or float16 by the variant of the op (`first` and `second` vary
 /// alone), a fixed type, or what an attribute says.
 struct Slot {
-  enum Type { first, second, float32, int64, by_attribute } type;
+  enum Type { first, second, float32, int64, boolean, by_attribute } type;
   bool optional = false;
   bool on_host = false;  // on every device
 };
@@ -150,6 +151,47 @@ struct ChannelReduce {
   }
 
   float threshold;
+};
+
+struct BackStep {
+  static constexpr const char *name = "BackStep", *op = "back_step";
+  static constexpr Slot inputs[] = {{Slot::first}, {Slot::second}, {Slot::boolean}};
+  static constexpr Slot outputs[] = {{Slot::boolean, true}, {Slot::float32, true}};
+
+  explicit BackStep(const Attributes& a) : groups(a.integer("groups", 1)) {
+    const auto given = a.number("theta");
+    if (!given) fail(op, "theta", "must be given as an attribute", "none");
+    theta = check_theta(op, *given);
+  }
+
+  template <class Backend>
+  void compute(Backend& backend, const Call& call) const {
+    const Array pooled = call.input(0, "pooled"), kernel = call.input(1, "kernel");
+    const Array selected = call.input(2, "selected");
+    const BackStepShape shape = check_back_step(op, pooled.shape, kernel.shape, selected.shape, groups);
+    const Shape all{{shape.batch, shape.maps, shape.out_channels, shape.width}, 4};
+    const Shape channels{{shape.batch, shape.maps, shape.groups * shape.width}, 3};
+    void* edges = call.output(0, "edges", all, DType::bool_);
+    void* multiplicity = call.output(1, "multiplicity", channels, DType::float32);
+    if (all.count() == 0) return;
+    if (edges == nullptr) edges = backend.template scratch<uint8_t>(all.count());
+    if (multiplicity == nullptr) multiplicity = backend.template scratch<float>(channels.count());
+    backend.back_step({backend.to_float32(pooled), kernel.data, kernel.dtype,
+                       static_cast<const uint8_t*>(selected.data), shape.batch, shape.maps, groups, shape.out_channels,
+                       shape.width, theta, static_cast<uint8_t*>(edges), static_cast<float*>(multiplicity)});
+  }
+
+  static void infer(const Inference& inference) {
+    const auto pooled = inference.input(0), kernel = inference.input(1), selected = inference.input(2);
+    if (!pooled || !kernel || !selected) return;
+    if (pooled->dims.size() != 2 || kernel->dims.size() != 2 || selected->dims.size() != 3) return;
+    const Dim n = pooled->dims[0], m = selected->dims[1];
+    inference.set(0, {element_type(DType::bool_), {n, m, kernel->dims[0], kernel->dims[1]}});
+    inference.set(1, {element_type(DType::float32), {n, m, pooled->dims[1]}});
+  }
+
+  float theta;
+  int64_t groups;
 };
 
 struct SplineUpsample {

@@ -1,8 +1,5 @@
 // channel_reduce in CUDA. Two bodies, one per memory layout; both read each feature once per group of four maps, sum
 // in float32 over short chains and join the chains in a fixed tree: the same input gives the same bits.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "core/cuda_check.h"
 #include "ops/channel_reduce_cuda.h"
 
@@ -12,10 +9,6 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kMaps = 4;   // maps that share one read of the features
 constexpr int kWarp = 32;
-
-__device__ float to_float(float x) { return x; }
-__device__ float to_float(__half x) { return __half2float(x); }
-__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 /// Number of maps in the group that starts at map m.
 __device__ int group_size(int64_t maps, int64_t m) { return maps - m < kMaps ? static_cast<int>(maps - m) : kMaps; }

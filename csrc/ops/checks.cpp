@@ -165,6 +165,35 @@ int64_t check_n_sigma_of(const char* op, Dims values, Dims lead) {
   return std::max<int64_t>(shared, 1);
 }
 
+BackStepShape check_back_step(const char* op, Dims pooled, Dims kernel, Dims selected, int64_t groups) {
+  if (pooled.rank != 2 || pooled[1] < 1) {
+    fail(op, "pooled", "must have shape [N, C_in] with C_in >= 1", to_string(pooled));
+  }
+  if (kernel.rank != 2 || kernel[0] < 1) {
+    fail(op, "kernel", "must have shape [C_out, C_in / groups] with C_out >= 1", to_string(kernel));
+  }
+  const int64_t n = pooled[0], in = pooled[1], out = kernel[0];
+  if (groups < 1 || in % groups != 0 || out % groups != 0) {
+    fail(op, "groups", "must divide C_in = " + std::to_string(in) + " and C_out = " + std::to_string(out),
+         std::to_string(groups));
+  }
+  const int64_t width = in / groups;
+  if (kernel[1] != width) {
+    fail(op, "kernel", "must have shape [C_out, C_in / groups] = [C_out, " + std::to_string(width) + "]",
+         to_string(kernel));
+  }
+  if (selected.rank != 3 || selected[0] != n || selected[2] != out) {
+    fail(op, "selected", "must have shape [N, M, C_out] = [" + std::to_string(n) + ", M, " + std::to_string(out) + "]",
+         to_string(selected));
+  }
+  return {n, selected[1], groups, out, width};
+}
+
+float check_theta(const char* op, double theta) {
+  if (!(theta >= 0 && theta <= 1)) fail(op, "theta", "must be 0 to 1", std::to_string(theta));
+  return static_cast<float>(theta);
+}
+
 void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,
                const char* got_dtype, bool contiguous) {
   if (!std::equal(expected.begin(), expected.end(), got.begin(), got.end())) {

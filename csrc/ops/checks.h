@@ -70,6 +70,13 @@ SelectiveRule check_rule(const char* op, double n_sigma, const std::string& padd
 /// [N, M]). Returns how many maps share a value.
 int64_t check_n_sigma_of(const char* op, Dims values, Dims lead);
 
+/// Shapes of back_step: pooled [N, C_in], kernel [C_out, C_in / groups], selected [N, M, C_out].
+struct BackStepShape {
+  int64_t batch, maps, groups, out_channels, width;  // width: C_in / groups
+};
+BackStepShape check_back_step(const char* op, Dims pooled, Dims kernel, Dims selected, int64_t groups);
+float check_theta(const char* op, double theta);  // 0 to 1
+
 /// An out= argument: exact shape and dtype, contiguous. `got_dtype` is the front end's own name of the dtype.
 void check_out(const char* op, const char* name, Dims expected, Dims got, const char* expected_dtype,
                const char* got_dtype, bool contiguous);

@@ -3,6 +3,7 @@
 
 #include "core/simd_level.h"
 #include "core/workspace.h"
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/saliency_tube.h"
 #include "ops/selective_relevance.h"
@@ -24,6 +25,7 @@ class CpuBackend {
   void selective_relevance(const SelectiveRelevanceArgs& args) const { selective_relevance_cpu(args, pool_, level_); }
   void saliency_tube(const SaliencyTubeArgs& args) const { saliency_tube_cpu(args, pool_, level_); }
   void selective_tube(const SelectiveTubeArgs& args) const { selective_tube_cpu(args, pool_, level_); }
+  void back_step(const BackStepArgs& args) const { back_step_cpu(args, pool_, level_); }
 
   template <class T>
   T* scratch(int64_t count) {

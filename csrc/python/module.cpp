@@ -1,7 +1,8 @@
 // clipsight._kernels: the CPU kernels on NumPy arrays, at a named SIMD level, without torch.
 //
 // Every call runs on the calling thread and releases the interpreter lock, so callers thread over samples as they like.
-// Features are float32 or float16 arrays, or a uint16 view of bfloat16 with bfloat16=True; all else is float32.
+// Features and the kernel of back_step are float32 or float16 arrays, or a uint16 view of bfloat16 with bfloat16=True;
+// all else is float32.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "core/simd_level.h"
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/checks.h"
 #include "ops/saliency_tube.h"
@@ -40,13 +42,19 @@ Sizes with_tail(const Sizes& shape, Shape3 size) {
   return result;
 }
 
+/// The dtype of an array that may also be in half precision.
+DType float_dtype(const char* op, const char* name, const py::array& a, bool bfloat16) {
+  const std::string got = dtype_of(a);
+  if (bfloat16 ? got != "uint16" : got != "float32" && got != "float16") {
+    fail(op, name, bfloat16 ? "must be a uint16 view of bfloat16" : "must be float32 or float16", got);
+  }
+  return bfloat16 ? DType::bfloat16 : got == "float16" ? DType::float16 : DType::float32;
+}
+
 FloatArray channel_reduce_on(const char* op, const py::array& features, const py::array& weight,
                              std::optional<double> threshold, bool bfloat16, SimdLevel level) {
   const ReduceShape shape = check_reduce(op, shape_of(features), shape_of(weight));
-  const std::string name = dtype_of(features);
-  if (bfloat16 ? name != "uint16" : name != "float32" && name != "float16") {
-    fail(op, "features", bfloat16 ? "must be a uint16 view of bfloat16" : "must be float32 or float16", name);
-  }
+  const DType dtype = float_dtype(op, "features", features, bfloat16);
   const FloatArray weights = float_array(op, "weight", weight);
   Sizes strides;
   for (py::ssize_t axis = 0; axis < 5; ++axis) {
@@ -60,7 +68,6 @@ FloatArray channel_reduce_on(const char* op, const py::array& features, const py
 
   const auto [t, h, w] = shape.grid;
   FloatArray cam(Sizes{shape.batch, shape.maps, t, h, w});
-  const DType dtype = bfloat16 ? DType::bfloat16 : name == "float16" ? DType::float16 : DType::float32;
   const ChannelReduceArgs args{source.data(), dtype, shape.batch, shape.channels, shape.grid.voxels(), layout.n, layout.c,
                                layout.s, weights.data(), shape.weight_stride_n, shape.maps,
                                check_threshold(op, threshold), cam.mutable_data()};
@@ -72,6 +79,29 @@ FloatArray channel_reduce_on(const char* op, const py::array& features, const py
 FloatArray channel_reduce(const py::array& features, const py::array& weight, std::optional<double> threshold,
                           bool bfloat16, const std::string& level) {
   return channel_reduce_on("channel_reduce", features, weight, threshold, bfloat16, simd_level(level));
+}
+
+py::tuple back_step(const py::array& pooled, const py::array& kernel, const py::array& selected, double theta,
+                    int64_t groups, bool bfloat16, const std::string& level) {
+  const char* op = "back_step";
+  const BackStepShape shape = check_back_step(op, shape_of(pooled), shape_of(kernel), shape_of(selected), groups);
+  const float checked_theta = check_theta(op, theta);
+  const FloatArray activations = float_array(op, "pooled", pooled);
+  const DType dtype = float_dtype(op, "kernel", kernel, bfloat16);
+  if (dtype_of(selected) != "bool") fail(op, "selected", "must be bool", dtype_of(selected));
+  const py::array rows = py::array::ensure(kernel, py::array::c_style);
+  const auto wanted = py::array_t<bool, py::array::c_style>::ensure(selected);
+  py::array_t<bool> edges(Sizes{shape.batch, shape.maps, shape.out_channels, shape.width});
+  FloatArray multiplicity(Sizes{shape.batch, shape.maps, shape.groups * shape.width});
+  const BackStepArgs args{activations.data(), rows.data(), dtype, reinterpret_cast<const uint8_t*>(wanted.data()),
+                          shape.batch, shape.maps, shape.groups, shape.out_channels, shape.width, checked_theta,
+                          reinterpret_cast<uint8_t*>(edges.mutable_data()), multiplicity.mutable_data()};
+  const SimdLevel simd = simd_level(level);
+  {
+    py::gil_scoped_release release;
+    back_step_cpu(args, Serial(), simd);
+  }
+  return py::make_tuple(edges, multiplicity);
 }
 
 FloatArray spline_upsample(const py::array& volume, const Sizes& size, int64_t order, const std::string& level) {
@@ -214,6 +244,9 @@ PYBIND11_MODULE(_kernels, m) {
   const py::object none = py::none();
   m.def("channel_reduce", &channel_reduce, "features"_a, "weight"_a, "threshold"_a = none, py::kw_only(),
         "bfloat16"_a = false, "level"_a = "best", "features [N,C,t,h,w], weight [M,C] or [N,M,C] -> cam [N,M,t,h,w]");
+  m.def("back_step", &back_step, "pooled"_a, "kernel"_a, "selected"_a, "theta"_a, "groups"_a = 1, py::kw_only(),
+        "bfloat16"_a = false, "level"_a = "best", "pooled [N,C_in], kernel [C_out,C_in/groups], selected [N,M,C_out] "
+        "-> (edges [N,M,C_out,C_in/groups], multiplicity [N,M,C_in])");
   m.def("spline_upsample", &spline_upsample, "volume"_a, "size"_a, "order"_a = 3, py::kw_only(), "level"_a = "best",
         "volume [...,t,h,w] -> [...,T,H,W]");
   m.def("sobel_temporal", &sobel_temporal, "volume"_a, "padding"_a = "replicate", py::kw_only(), "level"_a = "best",

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/checks.h"
 #include "ops/saliency_tube.h"
@@ -282,9 +283,39 @@ void selective_tube_out(const Tensor& features, const Tensor& weight, IntHeaderO
   tube<Backend>("selective_tube", options, &rule, {&tube_out, &motion, &motion_share});
 }
 
+// ---- back_step -------------------------------------------------------------------------------------------------------
+
+template <class Backend>
+std::tuple<Tensor, Tensor> back_step(const Tensor& pooled, const Tensor& kernel, const Tensor& selected, double theta,
+                                     int64_t groups) {
+  const char* op = "back_step";
+  const Backend backend(pooled);
+  const BackStepShape shape =
+      check_back_step(op, dims(pooled.sizes()), dims(kernel.sizes()), dims(selected.sizes()), groups);
+  const float checked_theta = check_theta(op, theta);
+  float_dtype(op, "pooled", pooled);
+  const DType dtype = float_dtype(op, "kernel", kernel);
+  if (selected.scalar_type() != ScalarType::Bool) fail(op, "selected", "must be bool", name_of(selected.scalar_type()));
+  check_device(op, "kernel", kernel, pooled);
+  check_device(op, "selected", selected, pooled);
+  const Tensor activations = float32_contiguous(pooled), rows = torch::stable::contiguous(kernel),
+               wanted = torch::stable::contiguous(selected);
+  Tensor edges = empty_like_with(pooled, {shape.batch, shape.maps, shape.out_channels, shape.width}, ScalarType::Bool);
+  Tensor multiplicity =
+      empty_like_with(pooled, {shape.batch, shape.maps, shape.groups * shape.width}, ScalarType::Float);
+  if (edges.numel() != 0) {
+    backend.back_step({activations.const_data_ptr<float>(), rows.const_data_ptr(), dtype,
+                       static_cast<const uint8_t*>(wanted.const_data_ptr()), shape.batch, shape.maps, shape.groups,
+                       shape.out_channels, shape.width, checked_theta, static_cast<uint8_t*>(edges.mutable_data_ptr()),
+                       multiplicity.mutable_data_ptr<float>()});
+  }
+  return {edges, multiplicity};
+}
+
 template <class Backend>
 void register_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("channel_reduce", TORCH_BOX(&channel_reduce<Backend>));
+  m.impl("back_step", TORCH_BOX(&back_step<Backend>));
   m.impl("spline_upsample", TORCH_BOX(&spline_upsample<Backend>));
   m.impl("sobel_temporal", TORCH_BOX(&sobel_temporal<Backend>));
   m.impl("selective_relevance", TORCH_BOX(&selective_relevance<Backend>));

@@ -30,6 +30,8 @@ struct Cpu : CpuBackend<TorchParallel> {
 
 STABLE_TORCH_LIBRARY(clipsight, m) {
   m.def("channel_reduce(Tensor features, Tensor weight, float? threshold=None) -> Tensor");
+  m.def("back_step(Tensor pooled, Tensor kernel, Tensor selected, float theta, int groups=1) "
+        "-> (Tensor edges, Tensor multiplicity)");
   m.def("spline_upsample(Tensor volume, SymInt[] size, int order=3) -> Tensor");
   m.def("sobel_temporal(Tensor volume, str padding=\"replicate\") -> Tensor");
   m.def("selective_relevance(Tensor volume, " CLIPSIGHT_RULE ", bool prescale=False, "

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "ops/back_step_cuda.h"
 #include "ops/channel_reduce_cuda.h"
 #include "ops/saliency_tube_cuda.h"
 #include "ops/selective_relevance_cuda.h"
@@ -32,6 +33,7 @@ class Cuda {
     op##_cuda(args, workspace.mutable_data_ptr(), stream_);       \
   }
   CLIPSIGHT_FORWARD(channel_reduce, ChannelReduceArgs)
+  CLIPSIGHT_FORWARD(back_step, BackStepArgs)
   CLIPSIGHT_FORWARD(spline_upsample, SplineUpsampleArgs)
   CLIPSIGHT_FORWARD(sobel_temporal, SobelTemporalArgs)
   CLIPSIGHT_FORWARD(selective_relevance, SelectiveRelevanceArgs)

@@ -58,6 +58,27 @@ def _fake_channel_reduce(features, weight, threshold=None):
     return _cam("channel_reduce", features, weight)
 
 
+def _fake_back_step(pooled, kernel, selected, theta, groups=1):
+    op = "back_step"
+    _check(pooled.dim() == 2, f"{op}: pooled must have shape [N, C_in] with C_in >= 1, got {list(pooled.shape)}")
+    rule = "must have shape [C_out, C_in / groups] with C_out >= 1"
+    _check(kernel.dim() == 2, f"{op}: kernel {rule}, got {list(kernel.shape)}")
+    (n, c_in), (c_out, width) = pooled.shape, kernel.shape
+    divides = groups >= 1 and c_in % groups == 0 and c_out % groups == 0
+    _check(divides, f"{op}: groups must divide C_in = {c_in} and C_out = {c_out}, got {groups}")
+    rule = f"must have shape [C_out, C_in / groups] = [C_out, {c_in // groups}]"
+    _check(width == c_in // groups, f"{op}: kernel {rule}, got {list(kernel.shape)}")
+    message = f"{op}: selected must have shape [N, M, C_out] = [{n}, M, {c_out}], got {list(selected.shape)}"
+    _check(selected.dim() == 3, message)
+    for size, got in ((n, selected.shape[0]), (c_out, selected.shape[2])):
+        _check(size == got, message)
+    _device(op, "kernel", kernel, pooled)
+    _device(op, "selected", selected, pooled)
+    lead = selected.shape[:2]
+    edges = pooled.new_empty((*lead, c_out, width), dtype=torch.bool)
+    return edges, pooled.new_empty((*lead, c_in), dtype=torch.float32)
+
+
 def _fake_spline_upsample(volume, size, order=3):
     lead = _volume("spline_upsample", volume)
     return volume.new_empty((*lead, *_size("spline_upsample", size)))
@@ -133,6 +154,14 @@ def _backward_channel_reduce(ctx, grad):
     return grad_features, grad_weight, None
 
 
+def _save_nothing(ctx, inputs, output) -> None:
+    ctx.mark_non_differentiable(*output)
+
+
+def _no_gradient(ctx, *grads):
+    return None, None, None, None, None
+
+
 def _save_spline(ctx, inputs, output) -> None:
     ctx.inner, ctx.order = inputs[0].shape[-3:], inputs[2]  # may be symbolic: only the backward pass fixes them
 
@@ -192,6 +221,7 @@ def _n_sigma_of(twin, position: int):
 if not _library.CPU_ERRORS:
     for _op, _fake in {
         "channel_reduce": _fake_channel_reduce,
+        "back_step": _fake_back_step,
         "spline_upsample": _fake_spline_upsample,
         "sobel_temporal": _fake_sobel_temporal,
         "selective_relevance": _fake_selective_relevance,
@@ -207,6 +237,7 @@ if not _library.CPU_ERRORS:
 
     for _op, _backward, _setup in (
         ("channel_reduce", _backward_channel_reduce, _saver(2)),
+        ("back_step", _no_gradient, _save_nothing),
         ("spline_upsample", _backward_spline_upsample, _save_spline),
         ("sobel_temporal", _backward_sobel_temporal, _save_sobel),
         ("selective_relevance", _backward_of_twin(_n_sigma_of(reference.selective_relevance, 1), 1), _saver(1)),

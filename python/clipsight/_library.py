@@ -21,6 +21,8 @@ _RULE = 'float n_sigma=2.0, str padding="replicate", str sign="abs", str sigma_o
 # The schemas as csrc/torch/register.cpp defines them, for a process where that library did not load.
 SCHEMAS = (
     "channel_reduce(Tensor features, Tensor weight, float? threshold=None) -> Tensor",
+    "back_step(Tensor pooled, Tensor kernel, Tensor selected, float theta, int groups=1)"
+    " -> (Tensor edges, Tensor multiplicity)",
     "spline_upsample(Tensor volume, SymInt[] size, int order=3) -> Tensor",
     'sobel_temporal(Tensor volume, str padding="replicate") -> Tensor',
     f"selective_relevance(Tensor volume, {_RULE}, bool prescale=False, Tensor? n_sigma_of=None)"

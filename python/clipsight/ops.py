@@ -19,6 +19,7 @@ from torch import Tensor
 from . import _fake_and_autograd, _library, reference  # noqa: F401  (loads the libraries, registers fakes, gradients)
 
 __all__ = [
+    "back_step",
     "channel_reduce",
     "saliency_tube",
     "selective_relevance",
@@ -42,6 +43,26 @@ def channel_reduce(features: Tensor, weight: Tensor, threshold: float | None = N
     Returns: cam [N, M, t, h, w], float32. Differentiable in features and weight; the gate is held constant.
     """
     return _ops.channel_reduce(features, weight, threshold)
+
+
+def back_step(pooled: Tensor, kernel: Tensor, selected: Tensor, theta: float, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """From selected kernels of a convolution back to its input channels: Class Feature Pyramids, section 3.2.
+
+    Kernel i scores the input channels j of its group with s_ij = pooled_j * kernel_ij, and points at those with
+    s_ij - min >= theta * (max - min) over j: at all of them where all are equal (a single one, say), at none where one
+    is NaN. Computed in float32, each operation rounded by itself, so the twin and every device keep the same edges.
+
+    Args:
+        pooled: [N, C_in], the means of the channels that the convolution receives; float32, float16 or bfloat16.
+        kernel: [C_out, C_in / groups], the means of the kernels over their extent; the same types.
+        selected: bool [N, M, C_out], the kernels to step back from, for each of M classes. Others cost next to nothing.
+        theta: 0 (keeps every channel) to 1 (keeps the largest).
+        groups: of the convolution; divides C_in and C_out.
+
+    Returns: (edges, multiplicity): bool [N, M, C_out, C_in / groups], true where a selected kernel points at channel j
+    of its group; and how many edges point at each input channel, whole numbers in float32 [N, M, C_in]. No gradient.
+    """
+    return _ops.back_step(pooled, kernel, selected, theta, groups)
 
 
 def spline_upsample(volume: Tensor, size: Sequence[int], order: int = 3) -> Tensor:

@@ -5,7 +5,8 @@ in float64. Sizes are read as plain integers, so every spline and Sobel matrix i
 graph, and there is no data-dependent control flow. `[...,t,h,w]` is a volume: frames, rows, columns.
 
 Sources: Saliency Tubes (Stergiou et al., 2019), Eq. 1-2; Selective Relevance (Hiley et al., 2020), section 3;
-cubic splines as in Unser, "Splines: a perfect fit for signal and image processing" (1999).
+Class Feature Pyramids (Stergiou et al., 2019), section 3.2; cubic splines as in Unser, "Splines: a perfect fit for
+signal and image processing" (1999).
 """
 
 from __future__ import annotations
@@ -184,6 +185,23 @@ def selective_relevance(
     mask = _mask(g, sigma, peak, n_sigma, sign, noise_floor(volume.dtype))
     motion = torch.where(mask, relevance, _nan_if_not_finite(relevance))
     return motion.to(volume.dtype), _share(relevance, mask)
+
+
+def back_step(pooled: Tensor, kernel: Tensor, selected: Tensor, theta: float, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """pooled [N,C_in], kernel [C_out,C_in/groups], selected [N,M,C_out] -> (edges [N,M,C_out,C_in/groups],
+    multiplicity [N,M,C_in]); edges where s - min >= theta * (max - min) in a selected row of s = pooled * kernel."""
+    pooled, kernel = _compute(pooled), _compute(kernel)
+    s = pooled.unflatten(1, (groups, 1, kernel.shape[1])) * kernel.unflatten(0, (groups, -1))
+    s = s.detach()  # [N, groups, C_out/groups, C_in/groups]
+    low, high = s.amin(-1, True), s.amax(-1, True)
+    distance, limit = s.sub_(low), theta * (high - low)  # in place: for a large layer, memory costs most of the time
+    # A comparison with NaN is false, and costs less than a pass over the edges with `&`.
+    limit_if_selected = torch.where(selected.unsqueeze(-1), limit.flatten(1, 2).unsqueeze(1), math.nan)
+    edges = distance.flatten(1, 2).unsqueeze(1) >= limit_if_selected
+    # Sums of zeros and ones are exact, so a matrix product may count. In place, the comparison gives floats.
+    kept = distance.ge_(limit)
+    rows = selected.to(kept.dtype).unflatten(2, (groups, -1)).transpose(1, 2)
+    return edges, (rows @ kept).transpose(1, 2).flatten(2).float()
 
 
 # ---- the fused ops --------------------------------------------------------------------------------------------------

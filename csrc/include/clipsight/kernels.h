@@ -3,6 +3,7 @@
 // Each op is one function <op>_cpu(args, parallel, level) and one struct <Op>Args, both in ops/<op>.h with the formula:
 //
 //   channel_reduce       features, class weights            -> cam
+//   back_step            activations, kernels, selection -> edges to the inputs, and their counts
 //   spline_upsample      volumes                            -> volumes at another size
 //   sobel_temporal       volumes                            -> their derivative in time
 //   selective_relevance  volumes                            -> what of them moves, and its share
@@ -22,6 +23,7 @@
 #include "core/parallel.h"
 #include "core/simd_level.h"
 #include "core/types.h"
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/saliency_tube.h"
 #include "ops/selective_relevance.h"

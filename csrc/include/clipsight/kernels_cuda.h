@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "ops/back_step_cuda.h"
 #include "ops/channel_reduce_cuda.h"
 #include "ops/saliency_tube_cuda.h"
 #include "ops/selective_relevance_cuda.h"

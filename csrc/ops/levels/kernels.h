@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/types.h"
+#include "ops/back_step.h"
 #include "ops/channel_reduce.h"
 #include "ops/saliency_tube.h"
 
@@ -110,6 +111,15 @@ struct SelectTask {
   double* sums;             // sum |R|, sum |R| mask; added to
 };
 
+/// Rows [begin, end) of one sample, at most 255.
+struct BackStepTask {
+  const BackStepArgs* args;
+  int64_t sample, begin, end;
+  float* s;         // scratch, width values in whole vectors
+  uint8_t* kept;    // scratch, width values
+  uint8_t* counts;  // [M, C_in]: edges of these rows; overwritten
+};
+
 struct Kernels {
   int width;
   void (*reduce)(DType features, const ReduceTask& task);
@@ -127,6 +137,7 @@ struct Kernels {
   void (*select_row)(const SelectTask& task);
   void (*to_float32)(const uint16_t* half, int64_t count, float* single);
   void (*to_float16)(const float* single, int64_t count, uint16_t* half);
+  void (*back_step)(const BackStepTask& task);
 };
 
 const Kernels& kernels(SimdLevel level);

@@ -20,6 +20,7 @@ namespace CLIPSIGHT_LEVEL {
 namespace {
 
 #include "core/simd.h"
+#include "ops/back_step_body.h"
 #include "ops/channel_reduce_body.h"
 #include "ops/convert_body.h"
 #include "ops/selective_relevance_body.h"
@@ -41,6 +42,7 @@ const Kernels CLIPSIGHT_TABLE(CLIPSIGHT_LEVEL) = {
     CLIPSIGHT_LEVEL::select_row,
     CLIPSIGHT_LEVEL::to_float32,
     CLIPSIGHT_LEVEL::to_float16,
+    CLIPSIGHT_LEVEL::back_step,
 };
 
 }  // namespace clipsight

@@ -23,10 +23,16 @@ MAPS = (*FLOAT, "tensor(uint8)")
 FEATURES = {"features": FLOAT, "weight": FLOAT}
 VOLUME = {"volume": FLOAT}
 SHARE = {"motion_share": FLOAT[:1]}
+BOOL = ("tensor(bool)",)
 
 # torch op: (node, types of its inputs, types of its outputs)
 NODES = {
     "channel_reduce": ("ChannelReduce", FEATURES, {"cam": FLOAT[:1]}),
+    "back_step": (
+        "BackStep",
+        {"pooled": FLOAT, "kernel": FLOAT, "selected": BOOL},
+        {"edges": BOOL, "multiplicity": FLOAT[:1]},
+    ),
     "spline_upsample": ("SplineUpsample", VOLUME, {"upsampled": FLOAT}),
     "sobel_temporal": ("SobelTemporal", VOLUME, {"derivative": FLOAT}),
     "selective_relevance": ("SelectiveRelevance", VOLUME, {"motion": FLOAT} | SHARE),

@@ -1,5 +1,6 @@
 // kernels IN OUT THREADS: reads features [2, 24, 3, 5, 4] and weight [2, 3, 24] as float32, writes cam, tube, motion
-// and motion_share of selective_tube at 9x31x27, then spline_upsample, sobel_temporal and selective_relevance of it.
+// and motion_share of selective_tube at 9x31x27, then spline_upsample, sobel_temporal and selective_relevance of it, and
+// edges and multiplicity of back_step from every other one of the rows of weight, with the first features as pooled.
 #include <clipsight/kernels.h>
 
 #include <algorithm>
@@ -86,8 +87,17 @@ int main(int, char** arguments) {
   relevance.motion_share = share.data();
   selective_relevance_cpu(relevance, threads, level);
 
+  std::vector<uint8_t> selected(kVolumes * kVolumes), edges(selected.size() * kChannels);
+  for (size_t i = 0; i < selected.size(); i += 2) selected[i] = 1;
+  Volume multiplicity(kVolumes * kChannels);
+  back_step_cpu({features.data(), weight.data(), DType::float32, selected.data(), kBatch, kMaps, 1, kVolumes, kChannels,
+                 0.6f, edges.data(), multiplicity.data()},
+                threads, level);
+  Volume points(edges.begin(), edges.end());
+
   std::ofstream results(arguments[2], std::ios::binary);
-  for (const Volume* values : {&cam, &tube, &motion, &tube_share, &upsampled, &derivative, &relevant, &share}) {
+  for (const Volume* values : {&cam, &tube, &motion, &tube_share, &upsampled, &derivative, &relevant, &share,
+                               &points, &multiplicity}) {
     results.write(reinterpret_cast<const char*>(values->data()), values->size() * sizeof(float));
   }
   return results.good() ? 0 : 1;
