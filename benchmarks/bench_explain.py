@@ -61,7 +61,7 @@ def _head_alone(explained, weight: torch.Tensor, folder: Path) -> Iterator[dict]
     features = torch.relu(torch.randn(1, *explained.feature_shape))
     for name, (_, plugin, convert) in FORMATS.items():
         head = SizedExplanation(
-            Features(weight), explained.bound, explained.classes, SIZE, plugin, torch.float32, None
+            Features(weight), None, explained.bound, explained.classes, SIZE, plugin, torch.float32, None
         ).eval()
         call = convert(head, features, explained.output_names, folder)
         _check(call(), _run_eager(head, features))

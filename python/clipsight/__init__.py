@@ -12,8 +12,9 @@ from pathlib import Path
 _WHERE = {
     "explain": "explained",
     "ExplainedModel": "explained",
-    "AttachError": "attach",
+    "AttachError": "dataflow",
     "SaliencyTube": "heads",
+    "FeaturePyramid": "heads",
     "SelectiveRelevance": "heads",
     "export": "exporters",
     "ExportError": "exporters",

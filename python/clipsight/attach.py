@@ -1,21 +1,23 @@
-"""Finds where a network can be explained: features, global pooling, classifier.
+"""Finds where a network can be explained: features, global pooling, classifier, and the convolutions before them.
 
-The network is captured once with `torch.export`, so what is read is the dataflow that really runs - functional calls
-as well as modules - and nothing is hooked or changed on the network. From the logits the search walks backwards:
+From the logits the search walks backwards through the captured dataflow (:mod:`clipsight.dataflow`):
 
     features [N, C, t, h, w] -> global pooling -> (flatten, dropout) -> linear or 1x1x1 convolution -> (mean) -> logits
 
-and the captured graph is rewired to return `(logits, features, classifier weight)`.
+and the graph is rewired to return `(logits, features, classifier weight)`, and behind them the tensors that a class
+feature pyramid looks at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+
+from .convolutions import Route, find_route
+from .dataflow import AttachError, name_of, op_of, stack_of, where, without_mutation
 
 aten = torch.ops.aten
 
@@ -35,6 +37,7 @@ _TRANSPARENT = {
     aten.alias.default,
     aten.detach.default,
     aten.dropout.default,
+    aten.dropout_.default,
     aten.feature_dropout.default,
     aten.to.dtype,
     aten._to_copy.default,
@@ -51,23 +54,6 @@ _MEAN = {aten.mean.dim}
 _POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
 
 
-class AttachError(ValueError):
-    """The network has no features, pooling and classifier that a Saliency Tube could use, or they must be named."""
-
-
-class FrameByFrame(nn.Module):
-    """A 2-D network on a clip: every frame on its own, the logits averaged over the frames (segment consensus)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, clip: Tensor) -> Tensor:
-        n, _, t = clip.shape[:3]
-        logits = self.network(clip.transpose(1, 2).flatten(0, 1))
-        return logits.unflatten(0, (n, t)).mean(1)
-
-
 @dataclass(frozen=True)
 class Classifier:
     """A linear layer, or a convolution with a kernel of one voxel, on the way to one of the network's outputs."""
@@ -77,86 +63,51 @@ class Classifier:
     node: Node
 
 
-@torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
-def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule:
-    """The network's dataflow at one clip size as a graph of ATen ops, with a free batch size; parameters are shared.
-
-    Args:
-        network: in eval mode.
-        shape: of one clip, `(channels, T, H, W)`.
-        like: its `dtype` and `device`.
-    """
-    batch = torch.zeros(2, *shape, **like)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(network, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
-    except Exception as error:
-        raise AttachError(
-            f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
-            f"[N, {', '.join(map(str, shape))}]: {error}"
-        ) from error
-    module = _unlifted(program)
-    _free_batch(module.graph)
-    module.graph.set_codegen(torch.fx.graph.CodeGen())
-    # A module made anew: torch.export's own one checks its inputs in hooks that no tracer can follow.
-    return GraphModule(module, module.graph, class_name=type(network).__name__)
-
-
-def _free_batch(graph: torch.fx.Graph) -> None:
-    """Lets tracers follow the batch size: they would bake the values of aten.sym_size and of symbolic view sizes."""
-    for node in list(graph.nodes):
-        if node.target in (aten.view.default, aten.reshape.default):
-            sizes = [-1 if isinstance(size, Node) else size for size in node.args[1]]
-            if sizes.count(-1) == 1:
-                node.args = (node.args[0], sizes)
-        elif node.op == "call_function" and "assert" in str(node.target) and not node.users:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.target is aten.sym_size.int:
-            with graph.inserting_before(node):
-                size = graph.call_method("size", node.args)
-            size.meta = node.meta
-            node.replace_all_uses_with(size)
-            graph.erase_node(node)
-
-
-def _unlifted(program: torch.export.ExportedProgram) -> GraphModule:
-    try:
-        return program.module(check_guards=False)
-    except TypeError:  # torch before 2.9 has no guards to leave out
-        return program.module()
-
-
-def attach(module: GraphModule, network: nn.Module, head: str | None, features: str | None) -> GraphModule:
-    """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1])`.
+def attach(
+    module: GraphModule,
+    network: nn.Module,
+    head: str | None,
+    features: str | None,
+    pooled: bool = True,
+    depth: int | str | None = None,
+) -> Route | None:
+    """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1], *taps)`.
 
     Args:
         module: what `capture` returned; changed in place.
         network: the network itself, for the names in error messages.
         head: module path of the classifier, where the network has several or the search does not find it.
         features: module path of the layer whose output is explained; by default the input of the global pooling.
+        pooled: whether the features must be pooled over t, h, w in front of the classifier; else they may be whatever
+            it reads.
+        depth: of the convolutions that a class feature pyramid steps back through, or `None` without one.
+
+    Returns:
+        The route through these convolutions; its nodes are the taps.
 
     Raises:
         AttachError: nothing fits; the message lists the candidates.
     """
     graph = module.graph
+    if depth is not None:
+        without_mutation(graph)
     classifier = _choose_classifier(graph, network, head)
-    source = _output_of(graph, features) if features else _pooling_input(graph, classifier)
+    source = _output_of(graph, features) if features else _features(graph, classifier, pooled)
     weight = classifier.node.args[1]
     channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
     if channels != expected:
         raise AttachError(
-            f"explain: the features {_where(source)} must have the {expected} channels that the "
+            f"explain: the features {where(source)} must have the {expected} channels that the "
             f"classifier '{classifier.name}' reads, got {channels} channels. Its weights say nothing about other "
             f"layers; Grad-CAM is the method for those." + _candidates(graph)
         )
+    route = None if depth is None else find_route(graph, source, classifier.node, depth)
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((classifier.logits, source, weight),)
+    output.args = ((classifier.logits, source, weight, *(route.nodes if route else ())),)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
-    return module
+    return route
 
 
 # ---- The classifier -------------------------------------------------------------------------------------------------
@@ -189,7 +140,7 @@ def _classifier_of(logits: Node) -> Classifier | None:
     node = logits
     while True:
         if _is_classifier(node):
-            return Classifier(_name(node), logits, node)
+            return Classifier(name_of(node), logits, node)
         if node.target not in _TRANSPARENT | _POOL:
             return None
         node = node.args[0]
@@ -209,13 +160,23 @@ def _is_classifier(node: Node) -> bool:
 # ---- The features ---------------------------------------------------------------------------------------------------
 
 
+def _features(graph: torch.fx.Graph, classifier: Classifier, pooled: bool) -> Node:
+    try:
+        return _pooling_input(graph, classifier)
+    except AttachError:
+        if pooled:
+            raise
+        return classifier.node.args[0]
+
+
 def _pooling_input(graph: torch.fx.Graph, classifier: Classifier) -> Node:
     node = classifier.node.args[0]
     while node.op == "call_function" and node.target in _TRANSPARENT:
         node = node.args[0]
     if node.target in _POOL:
         source = node.args[0]
-        if node.target in _MEAN and _dims(node) == set(range(1, source.meta["val"].dim() - 1)):
+        rank = source.meta["val"].dim()
+        if rank in (4, 5) and node.target in _MEAN and _dims(node) == set(range(1, rank - 1)):
             return _channels_first(graph, source)
         if node.target in _MEAN and _dims(node) != set(range(2, source.meta["val"].dim())):
             source = None
@@ -226,11 +187,22 @@ def _pooling_input(graph: torch.fx.Graph, classifier: Classifier) -> Node:
     if source is None or source.meta["val"].dim() not in (4, 5):
         raise AttachError(
             f"explain: a global average pooling over t, h, w must stand in front of the classifier "
-            f"'{classifier.name}', got '{_op(node)}' {_where(node)}. Saliency Tubes are not defined for such a head "
-            f"(C3D and other fully connected heads); Grad-CAM is. Where there is a pooling after all, name its input "
-            f"with features=." + _candidates(graph)
+            f"'{classifier.name}', got '{op_of(node)}' {where(node)}. Saliency Tubes are not defined for such a head "
+            f"(fully connected, as in C3D, or on a class token, as in MViT); "
+            f"{_others(graph, classifier)}. Where there is a pooling after all, name its input with features=."
+            + _candidates(graph)
         )
     return source
+
+
+def _others(graph: torch.fx.Graph, classifier: Classifier) -> str:
+    """Which methods are defined for a network without a global pooling."""
+    without_mutation(graph)
+    try:
+        find_route(graph, classifier.node.args[0], classifier.node, "all")
+    except AttachError:
+        return "Grad-CAM is"
+    return "FeaturePyramid and Grad-CAM are"
 
 
 def _channels_first(graph: torch.fx.Graph, source: Node) -> Node:
@@ -243,7 +215,7 @@ def _channels_first(graph: torch.fx.Graph, source: Node) -> Node:
 
 
 def _output_of(graph: torch.fx.Graph, path: str) -> Node:
-    inside = [n for n in graph.nodes if n.op == "call_function" and path in _stack(n)]
+    inside = [n for n in graph.nodes if n.op == "call_function" and path in stack_of(n)]
     if not inside:
         raise AttachError(
             f"explain: features must name a module that the network runs, got {path!r}." + _candidates(graph)
@@ -263,33 +235,15 @@ def _output_of(graph: torch.fx.Graph, path: str) -> Node:
 def _candidates(graph: torch.fx.Graph) -> str:
     heads, layers = {}, {}
     for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor) or not _name(node):
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor) or not name_of(node):
             continue
         if _is_classifier(node):
-            heads[_name(node)] = list(node.args[1].meta["val"].shape[:2])
+            heads[name_of(node)] = list(node.args[1].meta["val"].shape[:2])
         elif node.meta["val"].dim() in (4, 5):
-            layers[_name(node).rpartition(".")[0] or _name(node)] = ["N", *map(int, node.meta["val"].shape[1:])]
+            layers[name_of(node).rpartition(".")[0] or name_of(node)] = ["N", *map(int, node.meta["val"].shape[1:])]
     head_list = ", ".join(f"'{k}' {v}" for k, v in list(heads.items())[-6:]) or "none"
     layer_list = ", ".join(f"'{k}' {v}" for k, v in list(layers.items())[-8:]) or "none"
     return f"\n  candidates for head=: {head_list}\n  candidates for features=: {layer_list}"
-
-
-def _stack(node: Node) -> list[str]:
-    paths = (path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
-    return [path.removeprefix("network.") for path in paths]
-
-
-def _name(node: Node) -> str:
-    stack = _stack(node)
-    return stack[-1] if stack else ""
-
-
-def _where(node: Node) -> str:
-    return f"in '{_name(node)}'" if _name(node) else f"({node.name})"
-
-
-def _op(node: Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def _dims(node: Node) -> set[int]:

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from . import attach
+from .attach import attach
+from .convolutions import Route
+from .dataflow import AttachError, FrameByFrame, capture
 from .heads import Evidence, Head
+from .heads.base import BORDER
 
 Size = tuple[int, int, int]
 
@@ -87,15 +90,16 @@ class ExplainedModel(nn.Module):
         self.size: Size = tuple(example.shape[2:])
         self.head, self.features = head, features
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
-        self._graphs: dict[Size, GraphModule] = {}
+        self._graphs: dict[Size, tuple[GraphModule, Route | None]] = {}
         self.channels = example.shape[1]
         self._like = {"dtype": example.dtype, "device": example.device}
         self._outside: torch.dtype | None = None
 
+        network, route = self._graph(self.size)
         with torch.inference_mode():
-            logits, grid, weight = self._graph(self.size)(_one(example))
+            logits, grid, weight, *_ = network(_one(example))
         if logits.dim() != 2:
-            raise attach.AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
+            raise AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
         self.num_classes = logits.shape[1]
         self.feature_shape = tuple(_as_grid(grid, logits.shape[0]).shape[1:])
         self.temporal_resolution = self.feature_shape[1]
@@ -103,10 +107,11 @@ class ExplainedModel(nn.Module):
         self.classes = _Classes(classes, self.num_classes)
         self.classes_input = self.classes.input
         self.maps = self.classes.count
-        self.bound = tuple(m.bind(weight.detach().flatten(1).float()) for m in self.methods)
-        self.output_meanings = _outputs(self.methods)
+        layers = route.layers if route else ()
+        self.bound = tuple(m.bind(weight.detach().flatten(1).float(), layers) for m in self.methods)
+        self.output_meanings = _outputs(self.bound)
         self.output_names = tuple(self.output_meanings)
-        if self.temporal_resolution == 1 and self.size[0] > 1:
+        if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
             warnings.warn(
                 f"explain: the features of {self.model_name} have a single frame for a clip of {self.size[0]} frames, "
                 "so its maps are constant in time and nothing in them is motion; use a longer clip, or Grad-CAM on an "
@@ -142,7 +147,7 @@ class ExplainedModel(nn.Module):
         key = (tuple(size), plugin)
         if key not in self._sized:
             self._sized[key] = SizedExplanation(
-                self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
+                *self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
             )
         return self._sized[key]
 
@@ -177,7 +182,9 @@ class ExplainedModel(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
         return {
-            "methods": [m.describe() for m in self.methods],
+            "methods": [
+                (m if m.depth is None else b).describe() for m, b in zip(self.methods, self.bound, strict=True)
+            ],
             "classes": self.classes.choice,
             "head": self.head,
             "features": self.features,
@@ -186,10 +193,13 @@ class ExplainedModel(nn.Module):
             "num_classes": self.num_classes,
         }
 
-    def _graph(self, size: Size) -> GraphModule:
+    def _graph(self, size: Size) -> tuple[GraphModule, Route | None]:
         if size not in self._graphs:
-            graph = attach.capture(self.model, (self.channels, *size), self._like)
-            self._graphs[size] = attach.attach(graph, self.model, self.head, self.features)
+            graph = capture(self.model, (self.channels, *size), self._like)
+            pooled = any(m.needs_pooling for m in self.methods)
+            depths = [m.depth for m in self.methods if m.depth is not None]
+            depth = "all" if "all" in depths else max(depths, default=None)
+            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, pooled, depth)
         return self._graphs[size]
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
@@ -215,6 +225,7 @@ class SizedExplanation(nn.Module):
     def __init__(
         self,
         network: GraphModule,
+        route: Route | None,
         heads: Sequence[Head],
         classes: _Classes,
         size: Size,
@@ -223,7 +234,7 @@ class SizedExplanation(nn.Module):
         outside: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.route = network, route
         self.heads, self.classes, self.size = tuple(heads), classes, size
         self.inside, self.outside = inside, outside
         self.ops = importlib.import_module(".ops" if plugin else ".reference", __package__)
@@ -234,39 +245,58 @@ class SizedExplanation(nn.Module):
         classes: Tensor | None = None,
         tau: Tensor | None = None,
         n_sigma: Tensor | None = None,
+        decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        logits, features, weight = self.look(clip)
-        return logits, *self.maps(logits, features, weight, classes, tau, n_sigma)
+        """As `ExplainedModel.forward`; for `decisions` see `Evidence`."""
+        logits, *seen = self.look(clip)
+        options = {"classes": classes, "tau": tau, "n_sigma": n_sigma, "decisions": decisions}
+        return logits, *self.maps(logits, *seen, **options)
 
-    def look(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The network: (logits `[N, K]`, features, the classifier's weight)."""
+    def look(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """The network: (logits `[N, K]`, features, the classifier's weight, the taps of the route)."""
         if self.outside is None:
             return self.network(clip)
-        logits, features, weight = self.network(clip.to(self.inside))
-        return logits.to(self.outside), features, weight
+        logits, *seen = self.network(clip.to(self.inside))
+        return logits.to(self.outside), *seen
 
     def maps(
         self,
         logits: Tensor,
         features: Tensor,
         weight: Tensor,
+        *taps: Tensor,
         classes: Tensor | None = None,
         tau: Tensor | None = None,
         n_sigma: Tensor | None = None,
+        decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
+        batch, weight = logits.shape[0], weight.flatten(1).float()
         evidence = Evidence(
-            features=_as_grid(features, logits.shape[0]),
-            rows=self.classes.rows(weight.flatten(1).float(), logits, classes),
+            features=_as_grid(features, batch),
+            rows=self.classes.rows(weight, logits, classes),
+            weight=weight,
             size=self.size,
             ops=self.ops,
             tau=tau,
             n_sigma=n_sigma,
+            route=self.route,
+            taps={t: self.tap(t, taps[i], batch) for t, i in self.route.taps.items()} if self.route else {},
+            parameters=self.network.get_parameter,
+            decisions=decisions,
+            border=max(BORDER, 16 * torch.finfo(self.inside).eps),
         )
         # Heads that split a map leave the whole map behind for the others, so they go first.
         order = sorted(range(len(self.heads)), key=lambda i: not hasattr(self.heads[i], "of"))
         results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
         return tuple(tensor for i in range(len(self.heads)) for tensor in results[i])
+
+    def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
+        """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
+        grid = self.route.grids[tensor]
+        if tap.dim() == 2 and grid is not None:
+            tap = tap.unflatten(1, (-1, *grid[tensor in self.route.per_frame :]))
+        return tap if tap.dim() == 2 else _as_grid(tap, batch)
 
 
 class _LogitsOnly(nn.Module):
@@ -333,9 +363,11 @@ class _Classes:
 
 
 def _as_grid(features: Tensor, batch: int) -> Tensor:
-    """Features of a 2-D network `[N*T, C, h, w]` as `[N, C, T, h, w]`; those of a 3-D network as they are."""
+    """Features of a 2-D network `[N*T, C, h, w]`, or without extent `[N, C]`, as `[N, C, T, h, w]`."""
     if features.dim() == 5:
         return features
+    if features.dim() == 2:  # what a fully connected classifier reads
+        return features[:, :, None, None, None]
     return features.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
@@ -380,4 +412,4 @@ def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
             model(_one(example))
         return model  # a 2-D network that takes clips and goes over the frames itself
     except Exception:
-        return attach.FrameByFrame(model).eval()
+        return FrameByFrame(model).eval()

@@ -33,6 +33,9 @@ DEFAULT_PLUGIN = True
 PLUGIN_LIBRARY = "clipsight_torch"
 VERSIONS = ("torch",)
 WITHOUT_MAPS = "_without_maps"
+# Inductor compares shapes of unlike tensors when it looks for patterns, and takes an example's batch that equals the
+# first axis of another (a layer of 2 channels) for a constant: so it is a number that is hardly one of channels.
+EXAMPLE_BATCH = 11
 
 
 class _Part(nn.Module):
@@ -62,7 +65,7 @@ def build(program: Program) -> Package:
     modules = {}
     for i, size in enumerate(program.sizes):
         names = (program.input_names[0], *program.module_names[1:])
-        inputs = dict(zip(names, program.first_example(size, batch=2, seed=i), strict=True))
+        inputs = dict(zip(names, program.first_example(size, EXAMPLE_BATCH, seed=i), strict=True))
         for name in (f"size{i}", f"size{i}{WITHOUT_MAPS}")[: 1 + program.optional]:
             modules[name] = (program.whole(size), inputs)
     return convert(modules)

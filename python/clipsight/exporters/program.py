@@ -43,15 +43,17 @@ class Program:
     thresholds: tuple[str, ...] = ()
     alone: bool = False
 
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs for tensors by `input_names`, from the fused ops."""
+    def __call__(self, *, decisions: dict[str, Tensor] | None = None, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """The outputs for tensors by `input_names`, from the fused ops; for `decisions` see `Evidence`."""
         clip = inputs.pop(self.input_names[0])
         clip = clip if self.prepare is None else self.prepare(clip)
         wanted = inputs.pop("explain", None)
-        module = _Alone(self.explained, clip.shape[2:]) if self.alone else self.explained
-        outputs = module(clip, **inputs)
+        size = tuple(clip.shape[2:])
+        if self.alone:
+            return _Alone(self.explained, size)(clip)
         if wanted is None or bool(wanted.any()):
-            return outputs
+            return self.explained.at(size)(clip, **inputs, decisions=decisions)
+        outputs = self.explained.at(size)(clip, **inputs)
         return outputs[0], *(output.new_zeros(nothing(output.shape)) for output in outputs[1:])
 
     @functools.cached_property
@@ -69,6 +71,11 @@ class Program:
     def module(self, size) -> nn.Module:
         """One size: `forward` takes the clip, then tensors by `module_names`."""
         return _Alone(self.explained, size) if self.alone else self.explained.at(size, plugin=self.plugin)
+
+    def seen(self, size) -> int:
+        """How many tensors the network hands on to the heads, the logits included."""
+        route = self.explained.at(size, plugin=self.plugin).route
+        return 3 + (len(route.nodes) if route else 0)
 
     @property
     def classes_input(self) -> bool:

@@ -63,11 +63,12 @@ class _Parts(nn.Module):
     def forward(self, clip: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         return self.module(clip, **dict(zip(self.names, others, strict=True)))
 
-    def look(self, clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.module.look(clip)
+    def look(self, clip: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module.look(clip))
 
-    def maps(self, logits: Tensor, features: Tensor, weight: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        return self.module.maps(logits, features, weight, **dict(zip(self.names, others, strict=True)))
+    def maps(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        count = len(tensors) - len(self.names)
+        return self.module.maps(*tensors[:count], **dict(zip(self.names, tensors[count:], strict=True)))
 
 
 def _trace(program: Program, size, seed: int) -> torch.jit.ScriptModule:
@@ -94,14 +95,16 @@ def _forward(program: Program) -> str:
             lines += [f"        return self.size{i}(clip{others})"]
             continue
         maps = ", ".join(f"maps[{k}]" for k in range(len(outputs) - 1))
+        seen = ", ".join(f"seen[{k}]" for k in range(program.seen(size)))
         shapes = [", ".join(map(str, program.empty_shape(k))) for k in range(1, len(outputs))]
         shapes = [re.sub("[NM]", lambda letter: LENGTHS[letter[0]], shape) for shape in shapes]
         types = [f"dtype=torch.{output.dtype}, device=logits.device" for output in outputs[1:]]
         empty = ", ".join(f"torch.zeros([{s}], {t})" for s, t in zip(shapes, types, strict=True))
         lines += [
-            f"        logits, features, weight = self.size{i}.look(clip)",
+            f"        seen = self.size{i}.look(clip)",
+            "        logits = seen[0]",
             "        if bool(explain.any()):",
-            f"            maps = self.size{i}.maps(logits, features, weight{others})",
+            f"            maps = self.size{i}.maps({seen}{others})",
             f"            return logits, {maps}",
             f"        return logits, {empty}",
         ]

@@ -1,7 +1,8 @@
-"""The methods, one file each: `SaliencyTube`, `SelectiveRelevance`."""
+"""The methods, one file each: `SaliencyTube`, `SelectiveRelevance`, `FeaturePyramid`."""
 
 from .base import Evidence, Head
+from .feature_pyramid import FeaturePyramid
 from .saliency_tube import SaliencyTube
 from .selective_relevance import SelectiveRelevance
 
-__all__ = ["Evidence", "Head", "SaliencyTube", "SelectiveRelevance"]
+__all__ = ["Evidence", "FeaturePyramid", "Head", "SaliencyTube", "SelectiveRelevance"]

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import EXTRAS, Evidence, Head, check_choice
+from ..pyramid import Layer
+from .base import EXTRAS, Evidence, Head, check_choice, top_count
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,10 @@ class SaliencyTube(Head):
             check_choice("SaliencyTube", "size", self.size, ("clip", "features"))
         elif len(self.size) != 3 or min(self.size) < 1:
             raise ValueError(f"SaliencyTube: size must be (T, H, W), each at least 1, got {self.size}")
-        if isinstance(self.channels, str) and self._top() < 1:
+        if isinstance(self.channels, str) and top_count(self.channels) < 1:
             raise ValueError(f"SaliencyTube: channels must be indices or 'topN', got {self.channels!r}")
         if self.channels == ():
             raise ValueError("SaliencyTube: channels must name at least one channel, got an empty list")
-
-    def _top(self) -> int:
-        digits = self.channels.removeprefix("top")
-        return int(digits) if self.channels.startswith("top") and digits.isdigit() else 0
 
     def outputs(self) -> dict[str, str]:
         what = "class" if self.channels is None else "feature"
@@ -86,11 +83,11 @@ class SaliencyTube(Head):
     def thresholds(self) -> dict[str, float | None]:
         return {"tau": self.threshold} if self.channels is None else {}
 
-    def bind(self, weight: Tensor) -> SaliencyTube:
+    def bind(self, weight: Tensor, layers: tuple[Layer, ...] = ()) -> SaliencyTube:
         channels = weight.shape[1]
         if isinstance(self.channels, tuple) and not all(0 <= c < channels for c in self.channels):
             raise ValueError(f"SaliencyTube: channels must lie in 0..{channels - 1}, got {list(self.channels)}")
-        if isinstance(self.channels, str) and self._top() > channels:
+        if isinstance(self.channels, str) and top_count(self.channels) > channels:
             raise ValueError(f"SaliencyTube: channels='topN' must ask for at most {channels}, got {self.channels!r}")
         if self.threshold is None or self.threshold_scale == "raw":
             return self
@@ -105,24 +102,19 @@ class SaliencyTube(Head):
             cam = evidence.ops.channel_reduce(evidence.features, rows, threshold)
             results[self.name] = torch.relu(cam) if self.relu else cam
         if not small or self.extras:
-            tube = self.tube(evidence)
+            tube = self.map_of("", evidence)
             results.setdefault(self.name, tube)
             results |= {f"{self.name}_{e}": EXTRAS[e][1](tube) for e in self.extras}
         return results
 
-    def tube(self, evidence: Evidence) -> Tensor:
-        """The normalised map at full size; computed once for all heads that use it."""
-        if self.key() not in evidence.computed:
-            evidence.computed[self.key()] = evidence.ops.saliency_tube(**self.arguments(evidence))
-        return evidence.computed[self.key()]
+    def maps(self) -> tuple[str, ...]:
+        return ("",)
 
     def key(self) -> SaliencyTube:
-        """Equal for heads with the same map: what else they put out does not matter."""
         return replace(self, extras=(), size="clip" if self.size == "features" else self.size)
 
-    def arguments(self, evidence: Evidence) -> dict:
-        """The arguments of `ops.saliency_tube`; `ops.selective_tube` takes the same and more."""
-        return {
+    def relevance(self, evidence: Evidence) -> dict[str, dict]:
+        arguments = {
             "features": evidence.features,
             "weight": self.rows(evidence),
             "size": evidence.size if isinstance(self.size, str) else self.size,
@@ -132,6 +124,7 @@ class SaliencyTube(Head):
             "normalize": self.normalize,
             "dtype": self.dtype,
         }
+        return {"": arguments}
 
     def _threshold(self, evidence: Evidence) -> float | None:
         """What is left to the op: nothing where the rows' weights went through a gate already, or there is none."""
@@ -149,5 +142,5 @@ class SaliencyTube(Head):
             chosen = torch.tensor(self.channels, device=evidence.rows.device)
             return (chosen.unsqueeze(-1) == index).to(evidence.rows.dtype)
         contribution = evidence.features.float().mean((2, 3, 4)).unsqueeze(1) * evidence.rows
-        top = contribution.topk(self._top(), -1).indices.flatten(1)
+        top = contribution.topk(top_count(self.channels), -1).indices.flatten(1)
         return (top.unsqueeze(-1) == index).to(evidence.rows.dtype)

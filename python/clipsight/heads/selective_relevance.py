@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..pyramid import Layer
 from .base import Evidence, Head, check_choice
 from .saliency_tube import SaliencyTube
 
@@ -20,7 +21,8 @@ class SelectiveRelevance(Head):
     returned is the normalised map times the mask.
 
     Args:
-        of: the head whose map is split.
+        of: the head whose map is split, or maps: a `FeaturePyramid` has one for each layer, and its outputs are
+            named `<layer>.motion`.
         n_sigma: the threshold in standard deviations; a hyper-parameter. The paper's tables use 4.
         part: `"motion"`, its complement `"static"`, or `"both"`.
         padding: border rule of the Sobel operator, `"replicate"` (a still map selects nothing) or `"zeros"`.
@@ -33,7 +35,7 @@ class SelectiveRelevance(Head):
         ValueError: an option is outside its range.
     """
 
-    of: SaliencyTube = field(default_factory=SaliencyTube)
+    of: Head = field(default_factory=SaliencyTube)
     n_sigma: float = 2.0
     part: str = "motion"
     padding: str = "replicate"
@@ -52,7 +54,7 @@ class SelectiveRelevance(Head):
         check_choice("SelectiveRelevance", "sigma_of", self.sigma_of, ("signed", "abs"))
         for extra in self.extras:
             check_choice("SelectiveRelevance", "extras", extra, ("motion_share",))
-        if not isinstance(self.of, SaliencyTube):
+        if not isinstance(self.of, Head) or type(self.of).maps is Head.maps:
             raise TypeError(f"SelectiveRelevance: of must be a head with a relevance map, got {self.of!r}")
         if not self.n_sigma >= 0:
             raise ValueError(f"SelectiveRelevance: n_sigma must be at least 0, got {self.n_sigma}")
@@ -73,7 +75,16 @@ class SelectiveRelevance(Head):
             "static": "the map where its relevance stays, else 0",
         }
         parts = texts if self.part == "both" else {self.part: texts[self.part]}
-        return parts | {extra: "share of the raw relevance that is motion [N, M]" for extra in self.extras}
+        parts = parts | {extra: "share of the raw relevance that is motion [N, M]" for extra in self.extras}
+        return {_named(map, part): meaning for map in self.of.maps() for part, meaning in parts.items()}
+
+    @property
+    def needs_pooling(self) -> bool:
+        return self.of.needs_pooling
+
+    @property
+    def depth(self) -> int | str | None:
+        return self.of.depth
 
     def thresholds(self) -> dict[str, float | None]:
         return self.of.thresholds() | {"n_sigma": self.n_sigma}
@@ -81,27 +92,34 @@ class SelectiveRelevance(Head):
     def with_maps_of(self, dtype: str) -> SelectiveRelevance:
         return replace(self, of=self.of.with_maps_of(dtype))
 
-    def bind(self, weight: Tensor) -> SelectiveRelevance:
-        return replace(self, of=self.of.bind(weight))
+    def bind(self, weight: Tensor, layers: tuple[Layer, ...] = ()) -> SelectiveRelevance:
+        return replace(self, of=self.of.bind(weight, layers))
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"of": self.of.describe()}
 
     def compute(self, evidence: Evidence) -> dict[str, Tensor]:
-        tube, motion, share = self._split(evidence)
-        results = {"motion": motion, "static": tube - motion, "motion_share": share}
+        results = {}
+        for name, arguments in self.of.relevance(evidence).items():
+            tube, motion, share = self._split(name, arguments, evidence)
+            parts = {"motion": motion, "static": tube - motion, "motion_share": share}
+            results |= {_named(name, part): tensor for part, tensor in parts.items()}
         return {name: results[name] for name in self.outputs()}
 
-    def _split(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, name: str, arguments: dict, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
         n_sigma = self.n_sigma if evidence.n_sigma is None else evidence.n_sigma
         rule = {"n_sigma": n_sigma, "padding": self.padding, "sign": self.sign, "sigma_of": self.sigma_of}
         if not self.prescale:
-            result = evidence.ops.selective_tube(**self.of.arguments(evidence), **rule)
-            evidence.computed[self.of.key()] = result[0]
+            result = evidence.ops.selective_tube(**arguments, **rule)
+            evidence.computed[self.of.key(), name] = result[0]
             return result
-        tube = self.of.tube(evidence)
-        raw = replace(self.of, normalize="none", dtype="float32").tube(evidence)
+        tube = self.of.map_of(name, evidence)
+        raw = replace(self.of, normalize="none", dtype="float32").map_of(name, evidence)
         kept, share = evidence.ops.selective_relevance(raw, **rule, prescale=True)
         # The op scales the map before it masks it, so that it is positive: a voxel is zero where the mask is, or
         # where the map is smallest - and there the tube is zero too.
         return tube, tube * (kept != 0).to(tube.dtype), share
+
+
+def _named(map: str, part: str) -> str:
+    return f"{map}.{part}" if map else part

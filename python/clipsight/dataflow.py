@@ -1,0 +1,114 @@
+"""A network's dataflow as a graph of ATen ops, and names in it that people know.
+
+The network is captured once with `torch.export`, so what is read is the dataflow that really runs - functional calls
+as well as modules - and nothing is hooked or changed on the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+
+aten = torch.ops.aten
+
+
+class AttachError(ValueError):
+    """The network has no features, pooling and classifier that a Saliency Tube could use, or they must be named."""
+
+
+class FrameByFrame(nn.Module):
+    """A 2-D network on a clip: every frame on its own, the logits averaged over the frames (segment consensus)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clip: Tensor) -> Tensor:
+        n, _, t = clip.shape[:3]
+        logits = self.network(clip.transpose(1, 2).flatten(0, 1))
+        return logits.unflatten(0, (n, t)).mean(1)
+
+
+@torch.inference_mode(False)  # a caller's inference mode would make tensors that cannot be traced
+def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule:
+    """The network's dataflow at one clip size as a graph of ATen ops, with a free batch size; parameters are shared.
+
+    Args:
+        network: in eval mode.
+        shape: of one clip, `(channels, T, H, W)`.
+        like: its `dtype` and `device`.
+    """
+    batch = torch.zeros(2, *shape, **like)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+    except Exception as error:
+        raise AttachError(
+            f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
+            f"[N, {', '.join(map(str, shape))}]: {error}"
+        ) from error
+    module = _unlifted(program)
+    _free_batch(module.graph)
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    # A module made anew: torch.export's own one checks its inputs in hooks that no tracer can follow.
+    return GraphModule(module, module.graph, class_name=type(network).__name__)
+
+
+def _free_batch(graph: Graph) -> None:
+    """Lets tracers follow the batch size: they would bake the values of aten.sym_size and of symbolic view sizes."""
+    for node in list(graph.nodes):
+        if node.target in (aten.view.default, aten.reshape.default):
+            sizes = [-1 if isinstance(size, Node) else size for size in node.args[1]]
+            if sizes.count(-1) == 1:
+                node.args = (node.args[0], sizes)
+        elif node.op == "call_function" and "assert" in str(node.target) and not node.users:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is aten.sym_size.int:
+            with graph.inserting_before(node):
+                size = graph.call_method("size", node.args)
+            size.meta = node.meta
+            node.replace_all_uses_with(size)
+            graph.erase_node(node)
+
+
+def _unlifted(program: torch.export.ExportedProgram) -> GraphModule:
+    try:
+        return program.module(check_guards=False)
+    except TypeError:  # torch before 2.9 has no guards to leave out
+        return program.module()
+
+
+def without_mutation(graph: Graph) -> None:
+    """Replaces in-place ops: a tensor that the graph gives out must still be there at the end of the forward pass."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+        twin = getattr(aten, name[:-1], None) if node.op == "call_function" and name.endswith("_") else None
+        if twin is not None and overload in twin.overloads():
+            node.target = getattr(twin, overload)
+            changed = node.args[0]
+            for user in [user for user in changed.users if order[user] > order[node]]:
+                user.replace_input_with(changed, node)
+
+
+def stack_of(node: Node) -> list[str]:
+    paths = (path for path, _ in (node.meta.get("nn_module_stack") or {}).values())
+    return [path.removeprefix("network.") for path in paths]
+
+
+def name_of(node: Node) -> str:
+    stack = stack_of(node)
+    return stack[-1] if stack else ""
+
+
+def where(node: Node) -> str:
+    return f"in '{name_of(node)}'" if name_of(node) else f"({node.name})"
+
+
+def op_of(node: Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
