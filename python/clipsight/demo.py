@@ -66,6 +66,12 @@ def main(out: Path) -> int:
         f"agreement    maps of the {len(files)} files, each run in a process of its own: {difference:.1e} at most apart"
     )
 
+    folder = out / "pyramid"
+    _run("pyramid", video, "--stride", preprocessing.stride, "--class", CLASS, "--depth", "all", "--out", folder)
+    kernels = len((folder / "kernels.csv").read_text().splitlines()) - 1
+    console.print(f"pyramid      {folder}: {kernels} kernels in {len(explained.model.features) + 1} layers led to it;")
+    console.print(f"             open {folder / 'pyramid.html'} to walk through them")
+
     result = json.loads((out / "result.json").read_text())
     table = Table("class", "probability", title=f"{video.name}: {result['video']['frames']} frames")
     for top in result["top"]:
@@ -75,7 +81,7 @@ def main(out: Path) -> int:
     for format, (plain, ours) in _times(explained, out, files, example).items():
         table.add_row(format, f"{plain:.2f}", f"{ours:.2f}", f"{ours - plain:+.2f}")
     console.print(table)
-    console.print("pictures     " + ", ".join(str(out / name) for name in RESULTS))
+    console.print("pictures     " + ", ".join(str(out / name) for name in (*RESULTS, "pyramid/pyramid.png")))
     if difference > 1e-4:
         console.print(f"[red]demo: the files must agree to 1e-4, got {difference:.1e}")
         return 1
@@ -109,15 +115,20 @@ def _explain_in_fresh_processes(video: Path, out: Path, files: dict[str, str]) -
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=out) as folder:
         for name in files.values():
             results = Path(folder) / name
-            command = [sys.executable, "-m", "clipsight", "explain", video, "--model", out / name, "--out", results]
-            done = subprocess.run([*map(str, command), "--raw"], capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"demo: `{' '.join(map(str, command))}` failed:\n{done.stderr or done.stdout}")
+            _run("explain", video, "--model", out / name, "--out", results, "--raw")
             with np.load(next(results.glob("*.npz"))) as raw:
                 maps.append(raw["maps"])
         for name in RESULTS:
             shutil.move(Path(folder) / FILES["ONNX"] / name, out / name)
     return max(float(np.abs(other - maps[0]).max()) for other in maps[1:])
+
+
+def _run(*arguments) -> None:
+    """A command of clipsight in a process of its own."""
+    command = [sys.executable, "-m", "clipsight", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"demo: `{' '.join(command)}` failed:\n{done.stderr or done.stdout}")
 
 
 def _times(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,7 @@ def contact_sheet(
     """One picture, uint8 `[H, W, 3]`: a row per kind of map, a column per frame.
 
     Args:
-        rows: row name -> its pictures, RGB or RGBA `[h, w, 3 or 4]`, one per entry of `frames`.
+        rows: row name, of one line or more -> its pictures, RGB or RGBA `[h, w, 3 or 4]`, one per entry of `frames`.
         frames: source frame numbers of the columns.
         fps: frames per second of the source, for the times in the captions.
         title: large line on top, for example the class and its probability.
@@ -198,9 +199,11 @@ def contact_sheet(
     """
     first = next(iter(rows.values()))[0]
     cell = (cell_width, max(round(cell_width * first.shape[0] / (first.shape[1] * pixel_aspect)), 1))
-    gap, margin, label_width, header, captions = 6, 18, 74, 64 if subtitle else 44, 22
+    gap, margin, header, captions = 6, 18, 64 if subtitle else 44, 22
     ink, faint, paper = (28, 30, 34), (120, 124, 132), (255, 255, 255)
     large, normal, small = (ImageFont.load_default(size) for size in (22, 15, 13))
+    pen = ImageDraw.Draw(Image.new("L", (1, 1)))
+    label_width = max(74, *(math.ceil(pen.multiline_textbbox((0, 0), name, normal)[2]) + 14 for name in rows))
     width = 2 * margin + label_width + len(frames) * (cell[0] + gap) - gap
     height = 2 * margin + header + captions + len(rows) * (cell[1] + gap) - gap
     sheet = Image.new("RGB", (width, height), paper)

@@ -61,7 +61,10 @@ class Scale(str, Enum):
     window = "window"
 
 
-Model = Annotated[str, typer.Option(help="movers, a torchvision name, package.module:factory, or an exported file.")]
+Model = Annotated[
+    str,
+    typer.Option(help="A network by name (movers, i3d, r3d_18, ...), package.module:factory, or an exported file."),
+]
 Checkpoint = Annotated[str | None, typer.Option(help="Weights for the model: .safetensors or a torch state dict.")]
 Classes = Annotated[
     list[str] | None, typer.Option("--class", help="Class name or index (repeat for several), predicted, or top3.")
@@ -346,6 +349,13 @@ def doctor(
         office.show(findings)
     if not office.healthy(findings):
         raise typer.Exit(1)
+
+
+from .compare import compare  # noqa: E402 - commands in files of their own, with the options above
+from .pyramid import pyramid  # noqa: E402
+
+app.command()(one_line_errors(compare))
+app.command()(one_line_errors(pyramid))
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *,
         if per_window and network.raw:
             maps = minmax(maps, maps.min(axis=(-3, -2, -1))[:, None], maps.max(axis=(-3, -2, -1))[:, None])
         track.add(window.start, np.stack([maps, answer.motion])[:, :, : window.used])
-        probabilities.append(_softmax(answer.logits))
+        probabilities.append(softmax(answer.logits))
         shares.append(answer.motion_share)
         windows.append(
             {
@@ -194,7 +194,7 @@ def draw(
     kinds = [kind for method in methods for kind in PICTURES[method]]
     shown = render.evenly_spaced(done.frame_count, columns)
     sheets = [{kind: [] for kind in ("input", *kinds)} for _ in done.names]
-    files = {(i, k): out / (k + _tail(done.names, i) + SUFFIX[format]) for i in range(len(done.names)) for k in kinds}
+    files = {(i, k): out / (k + tail_of(done.names, i) + SUFFIX[format]) for i in range(len(done.names)) for k in kinds}
     with ExitStack() as stack:  # an error in one of them leaves none of them behind
         writers = {
             key: stack.enter_context(VideoWriter(path, reader.fps, reader.pixel_aspect)) for key, path in files.items()
@@ -219,7 +219,7 @@ def draw(
         subtitle = f"{reader.path.name} · {network.name}" + (
             f" · motion share {100 * share:.0f} %" if share == share else ""
         )
-        paths.append(out / f"contact{_tail(done.names, i)}.png")
+        paths.append(out / f"contact{tail_of(done.names, i)}.png")
         picture = render.contact_sheet(sheet, shown, float(reader.fps), done.title(i), subtitle, pixel_aspect=aspect)
         write_picture(paths[-1], picture)
     if any(writer.padded for writer in writers.values()):
@@ -268,12 +268,12 @@ def label_of(index: int, labels: list[str] | None) -> str:
     return labels[index] if labels and index < len(labels) else f"class {index}"
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
+def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits.astype(np.float64) - logits.max())
     return powers / powers.sum()
 
 
-def _tail(names: list[str], index: int) -> str:
+def tail_of(names: list[str], index: int) -> str:
     """Nothing for a single map, else `-name`, fit for a file name and unique."""
     if len(names) == 1:
         return ""
