@@ -1,13 +1,14 @@
-# make demo | test | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses both later.
+# make demo | test | test-all | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses both later.
 # SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in CMakeLists.txt.
 PYTHON ?= python3
+SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name '*.py' -o -name '*.safetensors')
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name "*.py" -o -name "*.safetensors" -o -name "*.html")
 
-.PHONY: install demo test bench lint sanitize wheel-test dev clean
+.PHONY: install demo test test-all bench lint sanitize wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -25,7 +26,7 @@ $(VENV)/.tools:
 # A runtime that is already there (onnxruntime or onnxruntime-gpu) is kept.
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
 	if $(BIN)/python -c 'import onnxruntime' 2>/dev/null; then also='onnx onnxscript .'; else also='.[onnx]'; fi; \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,ray,test,lint]'
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,pyramid,ray,test,lint]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -33,6 +34,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Every network at every clip size, beside what `make test` runs; leaves a log.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	set -o pipefail; $(BIN)/python -m pytest -m all_sizes -v --durations=0 | tee benchmarks/results/test_all.log
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
