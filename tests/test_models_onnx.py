@@ -6,6 +6,8 @@ more clip goes through both. The largest sizes of the largest networks take minu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def methods(name):
     return [SaliencyTube(), SelectiveRelevance(extras=("motion_share",)), pyramid]
 
 
-@pytest.mark.parametrize("name, size", cases())
+@pytest.mark.parametrize("name, size", [*cases()])
 @pytest.mark.filterwarnings("ignore:explain. the features of", "ignore:export. .* had the same value everywhere")
 def test_the_explained_file_equals_eager(tmp_path, name, size):
     torch.manual_seed(0)
@@ -39,7 +41,8 @@ def test_the_explained_file_equals_eager(tmp_path, name, size):
     clip = torch.randn(1, 3, *size)
     explained = clipsight.explain(network, methods(name), clip)
     path = tmp_path / f"{name}.onnx"
-    manifest = clipsight.export(explained, path, preprocessing=network.preprocessing if size == SMALL else None)
+    preprocessing = replace(network.preprocessing, frames=size[0], crop=size[1:])
+    manifest = clipsight.export(explained, path, preprocessing=preprocessing)
     assert manifest.plugin.required is False
     checked = manifest.self_check
     assert checked["clips"] == 4
