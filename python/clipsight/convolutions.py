@@ -8,6 +8,7 @@ reverse topological order, how a set of selected channels travels from each tens
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -84,16 +85,17 @@ class Route:
     per_frame: frozenset[int]
     nodes: tuple[Node, ...] = field(repr=False)
 
-    @property
+    @functools.cached_property
     def convolutions(self) -> tuple[Convolution, ...]:
         """By depth, then in the order of the network."""
         found = [step for step in reversed(self.steps) if isinstance(step, Convolution)]
         return tuple(sorted(found, key=lambda step: step.layer.depth))
 
-    @property
+    @functools.cached_property
     def layers(self) -> tuple[Layer, ...]:
         return (self.head, *(step.layer for step in self.convolutions))
 
+    @functools.cached_property
     def reads(self) -> dict[str, int]:
         """Layer name -> number of the tensor that it reads."""
         return {self.head.name: self.features} | {step.layer.name: step.read for step in self.convolutions}

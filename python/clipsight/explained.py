@@ -34,8 +34,10 @@ def explain(
 
     Args:
         model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
-            layer or 1x1x1 convolution; or an image classifier, which then sees every frame on its own.
-        methods: one head or several, such as `SaliencyTube()` and `SelectiveRelevance(of=SaliencyTube())`.
+            layer or 1x1x1 convolution (for a `FeaturePyramid` the last layer is enough); or an image classifier, which
+            then sees every frame on its own.
+        methods: one head or several, such as `SaliencyTube()`, `SelectiveRelevance(of=SaliencyTube())` and
+            `FeaturePyramid()`.
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
         classes: what is explained, for each sample of the batch by itself: `"predicted"`, a list of class indices,
             `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
@@ -47,7 +49,8 @@ def explain(
         `output_names`.
 
     Raises:
-        AttachError: the network has no global pooling and linear head, or they must be named.
+        AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
+            `FeaturePyramid` cannot follow.
         ValueError, TypeError: an argument does not fit.
     """
     return ExplainedModel(model, methods, example, classes, head=head, features=features)

@@ -78,7 +78,7 @@ class LivePyramid:
         names = self._explained.output_names
         outputs = dict(zip(names, [logits, *maps], strict=True))
         route, taps = sized.route, seen[2:]
-        read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads().items()}
+        read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
             self._explained.bound[0].found,

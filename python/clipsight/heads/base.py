@@ -52,7 +52,7 @@ class Evidence:
 
     def read_by(self, layer: str) -> Tensor:
         """The features that a layer of the route reads."""
-        return self.taps[self.route.reads()[layer]]
+        return self.taps[self.route.reads[layer]]
 
     def decide(self, name: str, kept: Tensor, scores: Tensor, theta: float) -> Tensor:
         """`kept`, but as the decisions have it where `scores` lie on the gate but for rounding."""

@@ -154,20 +154,23 @@ class FeaturePyramid(Head):
         return {name: results[name] for name in self.outputs()}
 
     def relevance(self, evidence: Evidence) -> dict[str, dict]:
-        steps, arguments = self._steps(evidence), {}
-        for layer in self._layers():
-            if self._shown(layer):
-                arguments[layer.name] = {
-                    "features": evidence.read_by(layer.name),
-                    "weight": self._rows(layer, steps, evidence).flatten(1, 2),
-                    "size": evidence.size,
-                    "threshold": None,
-                    "order": self.order,
-                    "relu": False,
-                    "normalize": self.normalize,
-                    "dtype": self.dtype,
-                }
-        return arguments
+        key = (self.key(), self.layers)
+        if key not in evidence.computed:
+            steps, shown = self._steps(evidence), [layer for layer in self._layers() if self._shown(layer)]
+            evidence.computed[key] = {layer.name: self._arguments(layer, steps, evidence) for layer in shown}
+        return evidence.computed[key]
+
+    def _arguments(self, layer: Layer, steps: dict, evidence: Evidence) -> dict:
+        return {
+            "features": evidence.read_by(layer.name),
+            "weight": self._rows(layer, steps, evidence).flatten(1, 2),
+            "size": evidence.size,
+            "threshold": None,
+            "order": self.order,
+            "relu": False,
+            "normalize": self.normalize,
+            "dtype": self.dtype,
+        }
 
     def key(self) -> FeaturePyramid:
         return replace(self, layers=(), found=None)
@@ -252,7 +255,7 @@ def _walk(evidence: Evidence, theta: float, depth: int | str, class_step: str) -
             every[step.layer.name] = edges
             _add(counts, step.read, count)
     yield ("made by", route.head.name), edges.new_ones(edges.shape[:2], dtype=torch.float32).unsqueeze(-1)
-    for layer, read in route.reads().items():
+    for layer, read in route.reads.items():
         if layer in every:
             yield layer, (every[layer], counts[read])
 
