@@ -38,7 +38,7 @@ test: $(INSTALLED)
 # Every network at every clip size, beside what `make test` runs; leaves a log.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
-	set -o pipefail; $(BIN)/python -m pytest -m all_sizes -v --durations=0 | tee benchmarks/results/test_all.log
+	set -o pipefail; $(BIN)/python -m pytest -m all_sizes -v --no-header --disable-warnings --durations=0 | tee benchmarks/results/test_all.log
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks

@@ -14,8 +14,8 @@ from helpers import import_torchvision
 from pyramid_comparison import PARTS
 
 RESNET = {1: {"fc"}, 2: {"layer4.2.conv3"}, 3: {"layer4.2.conv2"}}
-# name -> (size, layers by depth down to 3, largest depth or None where only three layers are wanted). The largest depth
-# is 1 + the convolutions on the longest path: in r3d50 the stem and three in each of 16 blocks; in mfnet the stem and
+# name -> (size, layers by depth down to 3, largest depth). The largest depth is 1 + the convolutions on the longest
+# path: in r3d50 the stem and three in each of 16 blocks (33 in r3d101, 50 in r3d152); in mfnet the stem and
 # four in each of 16 units; in I3D the three of the stem and two in each of 9 modules; in S3D each 3x3x3 is two.
 NETWORKS = {
     "mfnet": (
@@ -33,9 +33,9 @@ NETWORKS = {
         1 + 3 + 2 * 9,
     ),
     "r3d50": ((16, 112, 112), RESNET, 1 + 1 + 3 * 16),
-    "r3d101": ((16, 112, 112), RESNET, None),
-    "r3d152": ((16, 112, 112), RESNET, None),
-    "resnext101": ((16, 112, 112), RESNET, None),
+    "r3d101": ((16, 112, 112), RESNET, 1 + 1 + 3 * 33),
+    "r3d152": ((16, 112, 112), RESNET, 1 + 1 + 3 * 50),
+    "resnext101": ((16, 112, 112), RESNET, 1 + 1 + 3 * 33),
     "c3d": ((16, 112, 112), {1: {"fc8"}, 2: {"fc7"}, 3: {"fc6"}}, 11),
     "tsn": ((2, 64, 64), RESNET, 1 + 1 + 3 * 16),
     "movers": ((8, 32, 32), {1: {"classifier"}, 2: {"features.4.0"}, 3: {"features.3.0"}}, 6),
@@ -67,18 +67,17 @@ def test_layers_of_every_depth(name):
     size, by_depth, deepest = NETWORKS[name]
     network, clip = build(name), networks.clip(1, size)
     layers = {n: m for n, m in network.named_modules() if isinstance(m, (nn.Conv3d, nn.Conv2d, nn.Linear))}
-    head = FeaturePyramid(depth=3 if deepest is None else "all", volumes="none")
+    head = FeaturePyramid(depth="all", volumes="none")
     explained = clipsight.explain(network, head, clip)
     (described,) = explained.describe()["methods"]
     found = {}
     for layer in described["layers"]:
         found.setdefault(layer["depth"], set()).add(layer["name"])
     assert {depth: found[depth] for depth in (1, 2, 3)} == by_depth
-    assert sorted(found) == list(range(1, (deepest or 3) + 1))
-    if deepest is not None:  # every layer of the network, and the first of them reads the clip
-        assert set().union(*found.values()) == set(layers)
-        assert described["layers"][-1]["channels"] == 3
-        assert not described["layers"][-1]["sources"]
+    assert sorted(found) == list(range(1, deepest + 1))
+    assert set().union(*found.values()) == set(layers)
+    assert described["layers"][-1]["channels"] == 3  # the first convolution reads the clip
+    assert not described["layers"][-1]["sources"]
 
     with torch.inference_mode():
         outputs = dict(zip(explained.output_names, explained(clip), strict=True))

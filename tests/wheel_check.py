@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 import clipsight
-from clipsight import SaliencyTube, SelectiveRelevance, doctor, models, ops, reference
+from clipsight import FeaturePyramid, SaliencyTube, SelectiveRelevance, doctor, models, ops, reference
 
 FILES = {"plain.pt": False, "fused.pt": True, "plain.onnx": False, "fused.onnx": True}
 
 
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    heads = [SaliencyTube(), SelectiveRelevance(extras=("motion_share",))]
+    heads = [SaliencyTube(), SelectiveRelevance(extras=("motion_share",)), FeaturePyramid()]
     clip = torch.rand(2, 3, 16, 64, 64, generator=torch.Generator().manual_seed(0))
     explained = clipsight.explain(models.load("movers"), heads, clip)
     for name, plugin in FILES.items():
@@ -36,6 +36,8 @@ def run(folder: Path) -> None:
     for finding in findings:
         print(f"{finding.name:>20}  {finding.state:8}{finding.found}")
     assert doctor.healthy(findings)
+    assert (package / "pyramid" / "page.html").is_file()
+    assert all(models.has_weights(name) for name in ("movers", "movers2d"))
     check_ops()
     run_files(folder)
     write(folder / "own")
