@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark of this machine's CPU, as a table and as benchmarks/results/cpu.json.
+"""`make bench`: every benchmark of this machine's CPU, as a table and as benchmarks/results/cpu_SIMD.json.
 
 python -m benchmarks [kernels|explain|pyramid|render ...] [--check]     --check exits with 1 where a target is missed
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 SUITES = ("kernels", "explain", "pyramid", "render")
-RESULTS = Path(__file__).with_name("results") / "cpu.json"
+RESULTS = Path(__file__).with_name("results")
 
 
 def main(arguments: list[str]) -> int:
@@ -29,9 +29,10 @@ def main(arguments: list[str]) -> int:
     console.print(_table(results))
     console.print(machine())
     if set(chosen) == set(SUITES):
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
-        console.print(f"written to {RESULTS}")
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"cpu_{machine()['simd']}.json"
+        path.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
+        console.print(f"written to {path}")
     missed = [row["case"] for row in results if not row.get("met", True)]
     if missed:
         console.print("[red]targets missed:[/red] " + "; ".join(missed))

@@ -22,7 +22,7 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 
 FORMATS = {"fused.pt": True, "plain.pt": False, "fused.onnx": True, "plain.onnx": False, "fused.pt2": True}
 PYRAMID = FeaturePyramid(theta=0.5, depth="all")
-SIZE = (8, 24, 24)
+SIZE = (8, 12, 12)
 
 
 def explained(name: str, *heads, classes="predicted"):
@@ -60,7 +60,7 @@ def test_a_file_with_every_option(tmp_path):
     """Classes as an input, maps on demand, bytes in and out, two clip lengths."""
     pyramid = FeaturePyramid(theta=0.4, depth=3, volumes="feature", channels="top2")
     model = explained("Residual", SaliencyTube(), pyramid, classes="input")
-    preprocessing = Preprocessing(frames=8, resize=30, crop=SIZE[1:], mean=(0.5,) * 3, std=(0.25,) * 3)
+    preprocessing = Preprocessing(frames=8, resize=15, crop=SIZE[1:], mean=(0.5,) * 3, std=(0.25,) * 3)
     options = {"frames": "uint8", "output": "uint8", "optional": True, "sizes": [(12, *SIZE[1:])]}
     for file in ("plain.onnx", "fused.pt"):
         manifest = clipsight.export(
@@ -69,7 +69,7 @@ def test_a_file_with_every_option(tmp_path):
         edges = next(output for output in manifest.outputs if output.name == "conv3.edges")
         assert edges.full_shape[:2] == ("N", "M")
         loaded = clipsight.load(tmp_path / file)
-        frames = torch.randint(0, 255, (2, 12, 40, 34, 3), dtype=torch.uint8)
+        frames = torch.randint(0, 255, (2, 12, 20, 17, 3), dtype=torch.uint8)
         classes = torch.tensor([[1, 4], [2, 0]])
         got = dict(zip(loaded.output_names, loaded(frames, classes), strict=True))
         assert got["conv3.volume"].shape[:2] == (2, 4)
