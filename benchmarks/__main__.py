@@ -24,19 +24,26 @@ def main(arguments: list[str]) -> int:
     for suite in chosen:
         for row in importlib.import_module(f"benchmarks.bench_{suite}").rows():
             print(json.dumps(row), flush=True)
-            results.append(row)
+            results.append({"suite": suite} | row)
     console = Console(width=160)
     console.print(_table(results))
     console.print(machine())
-    if set(chosen) == set(SUITES):
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"cpu_{machine()['simd']}.json"
-        path.write_text(json.dumps({"machine": machine(), "rows": results}, indent=1) + "\n")
-        console.print(f"written to {path}")
+    console.print(f"written to {_write(results, chosen)}")
     missed = [row["case"] for row in results if not row.get("met", True)]
     if missed:
         console.print("[red]targets missed:[/red] " + "; ".join(missed))
     return int(bool(missed) and "--check" in arguments)
+
+
+def _write(results: list[dict], chosen: list[str]) -> Path:
+    """The file of this kind of machine; what it has of other suites stays, if it was measured on the same one."""
+    path = RESULTS / f"cpu_{machine()['simd']}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    kept = before["rows"] if before.get("machine") == machine() else []
+    rows = [*(row for row in kept if row["suite"] not in chosen), *results]
+    rows.sort(key=lambda row: SUITES.index(row["suite"]))
+    path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    return path
 
 
 def _table(results: list[dict]) -> Table:
