@@ -42,3 +42,30 @@ def onnxruntime_library() -> Path:
     if not found:
         pytest.skip("this onnxruntime package brings no libonnxruntime.so")
     return found[0]
+
+
+def run(*arguments: object):
+    """What `clipsight` does with these arguments: `exit_code`, `output`, `exception`."""
+    from typer.testing import CliRunner
+
+    from clipsight import cli
+
+    return CliRunner().invoke(cli.app, [*map(str, arguments)])
+
+
+def succeed(*arguments: object):
+    """As `run`; an error there is an error here."""
+    result = run(*arguments, "--debug")
+    if result.exception:
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def write_video(path: Path, frames, fps: float = 10) -> Path:
+    from clipsight.video import VideoWriter
+
+    with VideoWriter(path, fps) as writer:
+        for frame in frames:
+            writer.write(frame)
+    return path

@@ -11,14 +11,14 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("typer")
 import torch
-from typer.testing import CliRunner
 
-from clipsight import cli, render
+from clipsight import render
 from clipsight.cli import explaining
 from clipsight.cli.networks import Answer, CommandError, load_live
 from clipsight.preprocessing import Preprocessing
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
-from clipsight.video import VideoReader, VideoWriter
+from clipsight.video import VideoReader
+from helpers import run, succeed, write_video
 
 FACTORY = """
 import torch
@@ -39,25 +39,6 @@ class Net(nn.Module):
 
 number = 7
 """
-
-
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments, "--debug")
-    if result.exception:
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def write_video(path, frames, fps=10):
-    with VideoWriter(path, fps) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +381,7 @@ def test_export_refuses_early_what_triton_would_not_take(tmp_path, factory):
 class FakeNetwork:
     """Predicts the class that is written into the clip's pixels; its map is the class that it was asked for."""
 
-    name, raw, feature, fixed_classes, has_motion = "fake", True, None, None, True
+    name, map, raw, feature, fixed_classes, has_motion = "fake", "saliency_tube", True, None, None, True
     labels, takes_frames = ("zero", "one", "two"), False
     preprocessing = Preprocessing(frames=4, crop=(8, 8), scale=1.0)
 

@@ -1,6 +1,7 @@
 """`clipsight pyramid`: a video in; graph, tables, pictures and a page out, and they tell what the head computed."""
 
 import csv
+import functools
 import json
 import sys
 from pathlib import Path
@@ -14,16 +15,17 @@ pytest.importorskip("networkx")
 pytest.importorskip("matplotlib")
 import networkx
 import torch
-from typer.testing import CliRunner
 
 import clipsight
-from clipsight import FeaturePyramid, cli, models, render
+import helpers
+from clipsight import FeaturePyramid, models, render
 from clipsight.cli import tracing
 from clipsight.cli.pyramid import _split
 from clipsight.pyramid import Pyramid, graph
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
-from clipsight.video import VideoReader, VideoWriter
+from clipsight.video import VideoReader
 from clipsight.windows import to_clip
+from helpers import write_video
 
 RIGHT, LEFT = (MOTION_CLASSES.index(f"moves {side}") for side in ("right", "left"))
 LAYERS = ("classifier", "features.4.0", "features.3.0")
@@ -62,23 +64,11 @@ class Attention(Net):
 """
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.app, ["pyramid", *map(str, arguments)])
+run = functools.partial(helpers.run, "pyramid")
 
 
 def succeed(*arguments):
-    result = run(*arguments, "--debug")
-    if result.exception:
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
-
-
-def write_video(path, frames, fps=10):
-    with VideoWriter(path, fps) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return path
+    return " ".join(helpers.succeed("pyramid", *arguments).output.split())
 
 
 def load(folder, name="graph.json"):

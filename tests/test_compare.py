@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,16 +12,17 @@ import pytest
 pytest.importorskip("av")
 pytest.importorskip("typer")
 import torch
-from typer.testing import CliRunner
 
-from clipsight import cli, render
+from clipsight import render
 from clipsight.cli import comparing
 from clipsight.cli.compare import per_model
 from clipsight.cli.networks import Answer, CommandError
+from clipsight.cli.request import Request
 from clipsight.metrics import temporal_change
 from clipsight.preprocessing import Preprocessing
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
-from clipsight.video import VideoReader, VideoWriter
+from clipsight.video import VideoReader
+from helpers import run, succeed, write_video
 
 FACTORIES = """
 import torch
@@ -58,28 +58,9 @@ class Flat(nn.Module):
 PAIR = "little_nets:Flat,little_nets:Deep"
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def succeed(*arguments):
-    result = run(*arguments, "--debug")
-    if result.exception:
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result
-
-
 def compare(video, out, *arguments) -> dict:
     succeed("compare", video, "--out", out, *arguments)
     return json.loads((out / "compare.json").read_text())
-
-
-def write_video(path, frames, fps=10):
-    with VideoWriter(path, fps) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +159,7 @@ class Painted:
     """A network whose map is painted on the source: still outside a square in the middle, blinking inside."""
 
     raw, feature, fixed_classes, has_motion, takes_frames, labels, notes = True, None, None, False, False, None, ()
+    map = "saliency_tube"
     side = 48  # of the source
 
     def __init__(self, name: str, **preprocessing):
@@ -256,17 +238,13 @@ def test_networks_without_common_frames(tmp_path):
 def test_maps_that_a_file_has_scaled_are_compared_with_scaled_ones(tmp_path, monkeypatch, video):
     networks = {name: Painted(name, frames=4, resize=48, crop=(48, 48)) for name in ("raw", "file")}
     networks["file"].raw = False
-    opened = [
-        SimpleNamespace(
-            open=lambda n=n: n, read=VideoReader, model=n.name, classes=(), step=None, loop=False, threshold=None
-        )
-        for n in networks.values()
-    ]
-    report = comparing.compare(opened, video, tmp_path)
+    monkeypatch.setattr(Request, "open", lambda self: networks[self.model])
+    requests = [Request(model=name) for name in networks]
+    report = comparing.compare(requests, video, tmp_path)
     assert report["measured_on"]["relevance"] == "scaled to 0..1 per window"
     assert "file: the file scales its maps per clip" in report["notes"][0]
     monkeypatch.setattr(networks["file"], "raw", True)
-    raw = comparing.compare(opened, video, tmp_path)
+    raw = comparing.compare(requests, video, tmp_path)
     assert (raw["measured_on"]["relevance"], raw["notes"]) == ("raw", [])
     changes = [r["networks"][0]["maps"][0]["temporal_change"]["video"] for r in (report, raw)]
     assert changes[0] != pytest.approx(changes[1], rel=1e-3)

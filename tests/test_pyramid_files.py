@@ -318,6 +318,15 @@ def test_a_large_graph_says_what_it_leaves_out(tmp_path):
     assert f"and {drawn:,} of" in limits
 
 
+def test_what_is_written_leaves_the_graph_as_it_was(tmp_path):
+    pyramid = randomly(5)
+    graph.to_dict(pyramid)
+    graph.to_networkx(pyramid).nodes["conv1/0"]["mark"] = 1
+    nodes, edges = graph.build(pyramid)
+    assert pyramid.graph[0] == nodes
+    assert np.array_equal(pyramid.graph[1], edges)
+
+
 def test_a_failing_picture_leaves_nothing(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 

@@ -26,6 +26,7 @@ OUTSIDE = 0.55
 """Brightness of the frame outside the crop."""
 FENCE = (235, 235, 235)
 BOX = (64, 255, 96)
+INK, FAINT, PAPER = "#1c1e22", "#787c84", "#ffffff"
 
 
 def _jet() -> np.ndarray:
@@ -200,23 +201,22 @@ def contact_sheet(
     first = next(iter(rows.values()))[0]
     cell = (cell_width, max(round(cell_width * first.shape[0] / (first.shape[1] * pixel_aspect)), 1))
     gap, margin, header, captions = 6, 18, 64 if subtitle else 44, 22
-    ink, faint, paper = (28, 30, 34), (120, 124, 132), (255, 255, 255)
     large, normal, small = (ImageFont.load_default(size) for size in (22, 15, 13))
     pen = ImageDraw.Draw(Image.new("L", (1, 1)))
     label_width = max(74, *(math.ceil(pen.multiline_textbbox((0, 0), name, normal)[2]) + 14 for name in rows))
     width = 2 * margin + label_width + len(frames) * (cell[0] + gap) - gap
     height = 2 * margin + header + captions + len(rows) * (cell[1] + gap) - gap
-    sheet = Image.new("RGB", (width, height), paper)
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((margin, margin - 4), title, ink, large)
-    draw.text((margin, margin + 28), subtitle, faint, small)
+    draw.text((margin, margin - 4), title, INK, large)
+    draw.text((margin, margin + 28), subtitle, FAINT, small)
     top = margin + header
     for column, frame in enumerate(frames):
         x = margin + label_width + column * (cell[0] + gap) + cell[0] // 2
-        draw.text((x, top + captions - 5), f"frame {frame} · {frame / fps:.2f} s", faint, small, anchor="ms")
+        draw.text((x, top + captions - 5), f"frame {frame} · {frame / fps:.2f} s", FAINT, small, anchor="ms")
     for row, (name, pictures) in enumerate(rows.items()):
         y = top + captions + row * (cell[1] + gap)
-        draw.text((margin, y + cell[1] // 2), name, ink, normal, anchor="lm")
+        draw.text((margin, y + cell[1] // 2), name, INK, normal, anchor="lm")
         for column, picture in enumerate(pictures):
             image = Image.fromarray(picture)
             if image.mode == "RGBA":

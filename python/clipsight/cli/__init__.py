@@ -16,7 +16,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
         f"error: the command line needs the extra 'video' ({error}): pip install 'clipsight[video]'"
     ) from error
 
-from .networks import CommandError, load_live, parse_size, read_labels, tube_options
+from .networks import CommandError, load_live, map_head, parse_size, read_labels
 from .printing import console, print_manifest, print_outcome, print_result, progress_bars
 
 app = typer.Typer(
@@ -70,10 +70,34 @@ Classes = Annotated[
     list[str] | None, typer.Option("--class", help="Class name or index (repeat for several), predicted, or top3.")
 ]
 Methods = Annotated[list[Method] | None, typer.Option("--method", help="What to show; repeat for several.")]
+Map = Annotated[
+    str | None,
+    typer.Option(
+        help="Relevance map: saliency_tube, grad_cam, guided_backprop, guided_grad_cam, deep_taylor, lrp_epsilon, "
+        "input_gradient, integrated_gradients. Default: saliency_tube, or a file's first."
+    ),
+]
+Layer = Annotated[str | None, typer.Option(help="Module path of Grad-CAM's layer; default: the last features.")]
 Feature = Annotated[str | None, typer.Option(help="Single features instead of the class: 12,40 or top3.")]
+Video = Annotated[str, typer.Argument(help="MP4, AVI, GIF, or a folder of PNG or JPEG frames.")]
+Videos = Annotated[
+    list[str],
+    typer.Argument(
+        help="MP4, AVI, GIF, or a folder of PNG or JPEG frames. Several, or a glob: a folder each in --out."
+    ),
+]
+Boxes = Annotated[Path | None, typer.Option(help="Boxes to draw: JSON or CSV, frame,x,y,w,h[,label].")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Stride = Annotated[int | None, typer.Option(help="Source frames from one frame of a clip to the next.")]
+Step = Annotated[int | None, typer.Option(help="Clip frames from one window to the next; default: half.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a clip; default: the model's own.")]
 Size = Annotated[str | None, typer.Option(help="Network input HxW, such as 224x224; default: the model's own.")]
 Labels = Annotated[Path | None, typer.Option(help="Class names, one a line, in index order.")]
+Loop = Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")]
+Fps = Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of a network.")]
 NSigma = Annotated[
     float | None, typer.Option(help="Motion: standard deviations that the temporal change must exceed. [default: 2]")
 ]
@@ -109,22 +133,19 @@ def one_line_errors(command):
 @app.command()
 @one_line_errors
 def explain(
-    videos: Annotated[
-        list[str],
-        typer.Argument(
-            help="MP4, AVI, GIF, or a folder of PNG or JPEG frames. Several, or a glob: a folder each in --out."
-        ),
-    ],
+    videos: Videos,
     model: Model = "movers",
     checkpoint: Checkpoint = None,
     classes: Classes = None,
     method: Methods = None,
+    map: Map = None,
+    layer: Layer = None,
     feature: Feature = None,
-    boxes: Annotated[Path | None, typer.Option(help="Boxes to draw: JSON or CSV, frame,x,y,w,h[,label].")] = None,
+    boxes: Boxes = None,
     labels: Labels = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("explained"),
-    stride: Annotated[int | None, typer.Option(help="Source frames from one frame of a clip to the next.")] = None,
-    step: Annotated[int | None, typer.Option(help="Clip frames from one window to the next; default: half.")] = None,
+    out: Out = Path("explained"),
+    stride: Stride = None,
+    step: Step = None,
     frames: Frames = None,
     size: Size = None,
     normalize: Annotated[Scale, typer.Option(help="One value range for the video, or one per window.")] = Scale.video,
@@ -132,14 +153,14 @@ def explain(
         Format, typer.Option(help="mp4, gif, or png: folders of pictures (focus with alpha).")
     ] = Format.mp4,
     raw: Annotated[bool, typer.Option("--raw", help="Also write the raw maps, maps.npz.")] = False,
-    loop: Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")] = False,
-    fps: Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")] = None,
+    loop: Loop = False,
+    partial: Partial = False,
+    fps: Fps = None,
     n_sigma: NSigma = None,
     threshold: Tau = None,
     random_weights: RandomWeights = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the network.")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
     ray: Annotated[bool, typer.Option("--ray", help="Spread the videos over processes, with Ray Data.")] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster, instead of one on this machine.")
@@ -158,6 +179,8 @@ def explain(
         checkpoint=checkpoint,
         classes=tuple(classes or ()),
         methods=tuple(m.value for m in method or ()),
+        map=map,
+        layer=layer,
         feature=feature,
         boxes=boxes and str(boxes),
         labels=labels and str(labels),
@@ -221,6 +244,8 @@ def export(
     checkpoint: Checkpoint = None,
     classes: Classes = None,
     method: Methods = None,
+    map: Map = None,
+    layer: Layer = None,
     feature: Feature = None,
     frames: Frames = None,
     size: Annotated[
@@ -266,14 +291,14 @@ def export(
     first, *others = [parse_size(text) for text in size or [None]]
     live = load_live(model, checkpoint, random_weights, frames=frames, size=first, stride=None)
     names = read_labels(labels) if labels else live.labels
-    tube = clipsight.SaliencyTube(**tube_options(feature, threshold), normalize="none" if raw_maps else "clip")
+    head = map_head(map, feature, threshold, layer, "none" if raw_maps else "clip")
     wanted = {m.value for m in method or (Method.tube, Method.motion)}
-    heads = [tube] if "tube" in wanted else []
+    heads = [head] if "tube" in wanted else []
     if wanted & {"motion", "static"}:
         part = "both" if {"motion", "static"} <= wanted else next(iter(wanted - {"tube"}))
         heads.append(
             clipsight.SelectiveRelevance(
-                of=tube, n_sigma=2.0 if n_sigma is None else n_sigma, part=part, extras=("motion_share",)
+                of=head, n_sigma=2.0 if n_sigma is None else n_sigma, part=part, extras=("motion_share",)
             )
         )
     chosen: object = "input" if classes == ["input"] else choose_classes(classes or [], names)
@@ -323,9 +348,7 @@ def info(
 
 @app.command()
 @one_line_errors
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("demo"), debug: Debug = False
-) -> None:
+def demo(out: Out = Path("demo"), debug: Debug = False) -> None:
     """Render a clip, explain it with the shipped network, export it both ways, and check that all agree."""
     from ..demo import main as run_demo
 
@@ -352,9 +375,11 @@ def doctor(
 
 
 from .compare import compare  # noqa: E402 - commands in files of their own, with the options above
+from .evaluate import evaluate  # noqa: E402
 from .pyramid import pyramid  # noqa: E402
 
 app.command()(one_line_errors(compare))
+app.command()(one_line_errors(evaluate))
 app.command()(one_line_errors(pyramid))
 
 

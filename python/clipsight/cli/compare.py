@@ -10,13 +10,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from . import Classes, Debug, Format, Frames, RandomWeights, Size, Tau
+from .. import cli
 from .networks import CommandError
 from .printing import console, progress_bars
 
 
 def compare(
-    video: Annotated[str, typer.Argument(help="MP4, AVI, GIF, or a folder of PNG or JPEG frames.")],
+    video: cli.Video,
     models: Annotated[str, typer.Option(help="Networks, such as tsn,r3d50.")] = "",
     model: Annotated[
         list[str] | None, typer.Option(help="One more network: a name, package.module:factory, or an exported file.")
@@ -27,22 +27,24 @@ def compare(
     labels: Annotated[
         list[str] | None, typer.Option(help="Class names: NAME=FILE for one network, or a FILE for all.")
     ] = None,
-    classes: Classes = None,
-    boxes: Annotated[Path | None, typer.Option(help="Boxes to draw: JSON or CSV, frame,x,y,w,h[,label].")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("compared"),
-    stride: Annotated[int | None, typer.Option(help="Source frames from one frame of a clip to the next.")] = None,
-    step: Annotated[int | None, typer.Option(help="Clip frames from one window to the next; default: half.")] = None,
-    frames: Frames = None,
-    size: Size = None,
-    format: Annotated[Format, typer.Option(help="mp4, gif, or png: a folder of pictures.")] = Format.mp4,
-    loop: Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")] = False,
-    fps: Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")] = None,
-    threshold: Tau = None,
-    random_weights: RandomWeights = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the networks.")] = None,
-    debug: Debug = False,
+    classes: cli.Classes = None,
+    map: cli.Map = None,
+    layer: cli.Layer = None,
+    boxes: cli.Boxes = None,
+    out: cli.Out = Path("compared"),
+    stride: cli.Stride = None,
+    step: cli.Step = None,
+    frames: cli.Frames = None,
+    size: cli.Size = None,
+    format: Annotated[cli.Format, typer.Option(help="mp4, gif, or png: a folder of pictures.")] = cli.Format.mp4,
+    loop: cli.Loop = False,
+    partial: cli.Partial = False,
+    fps: cli.Fps = None,
+    threshold: cli.Tau = None,
+    random_weights: cli.RandomWeights = False,
+    device: cli.Device = "cpu",
+    threads: cli.Threads = None,
+    debug: cli.Debug = False,
 ) -> None:
     """Show two networks side by side on the same frames, such as a 2-D and a 3-D one, and how much their maps change.
 
@@ -59,6 +61,8 @@ def compare(
         )
     shared = {
         "classes": tuple(classes or ()),
+        "map": map,
+        "layer": layer,
         "stride": stride,
         "step": step,
         "frames": frames,

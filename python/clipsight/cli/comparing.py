@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .. import render
 from ..metrics import temporal_change
+from ..render import FAINT, INK, PAPER
 from ..video import VideoReader, VideoWriter, write_picture
 from ..windows import Geometry, default_step, minmax
 from . import explaining
@@ -23,7 +24,6 @@ from .request import Request
 
 # Called with the network's name or "drawing", and how many windows or frames of it are done.
 Progress = Callable[[str, int], None]
-INK, FAINT, PAPER = (28, 30, 34), (120, 124, 132), (255, 255, 255)
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Run:
         ]
         return {
             "name": self.name,
+            "map": network.map,
             "model": network.describe() | {"preprocessing": network.preprocessing.to_dict()},
             "top": explaining.top_classes(done.probabilities, network.labels),
             "maps": maps,
@@ -166,15 +167,7 @@ def compare(
     runs = []
     for name, request, network in zip(_unique([n.name for n in networks]), requests, networks, strict=True):
         with _naming(name):
-            done = explaining.run_network(
-                network,
-                reader,
-                explaining.choose_classes(list(request.classes), network.labels),
-                step=request.step,
-                loop=request.loop,
-                per_window=bool(scaled),
-                progress=lambda n, name=name: progress(name, n),
-            )
+            done = request.run(network, reader, bool(scaled), lambda n, name=name: progress(name, n))
             runs.append(Run(name, network, done, Geometry.of(network.preprocessing, reader.size)))
     common = Common.of(runs)
     windows = common.measure(runs)
@@ -256,8 +249,10 @@ def draw(
                     sheet[_row_name(run, i)].append(panels[runs.index(run)][i])
             progress(index + 1)
     title = " and ".join([", ".join(run.name for run in runs[:-1]), runs[-1].name])
+    shown_maps = ", ".join(dict.fromkeys(run.network.map for run in runs))
     subtitle = (
-        f"{reader.path.name} · change: the share of a map's energy that changes over time, 0 where it stands still"
+        f"{reader.path.name} · {shown_maps} · change: the share of a map's energy that changes over time, "
+        "0 where it stands still"
     )
     aspect = float(reader.pixel_aspect)
     write_picture(picture, render.contact_sheet(sheet, shown, float(reader.fps), title, subtitle, pixel_aspect=aspect))

@@ -216,7 +216,7 @@ def draw(
     paths = list(files.values())
     for i, sheet in enumerate(sheets):
         share, aspect = done.motion_share[i], float(reader.pixel_aspect)
-        subtitle = f"{reader.path.name} · {network.name}" + (
+        subtitle = f"{reader.path.name} · {network.name} · {network.map}" + (
             f" · motion share {100 * share:.0f} %" if share == share else ""
         )
         paths.append(out / f"contact{tail_of(done.names, i)}.png")

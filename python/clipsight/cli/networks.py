@@ -10,13 +10,14 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..manifest import weights_digest
 from ..preprocessing import Preprocessing
+from ..pyramid import METHOD as PYRAMID
 
 EXPORTED = (".pt", ".onnx", ".pt2")
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
@@ -54,14 +55,13 @@ class LiveNetwork:
     takes_frames = False
     fixed_classes = None
 
-    def __init__(self, model: LiveModel, options: dict, n_sigma: float, device: str):
-        from .. import SaliencyTube, SelectiveRelevance
+    def __init__(self, model: LiveModel, head, n_sigma: float, device: str):
+        from .. import SelectiveRelevance
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
         self._module, self._device = model.module.to(device), device
-        self.feature = _feature_text(options.get("channels"))
-        tube = SaliencyTube(**options, normalize="none")
-        self.methods = [tube, SelectiveRelevance(of=tube, n_sigma=n_sigma, extras=("motion_share",))]
+        self.map, self.feature = head.name, _feature_text(getattr(head, "channels", None))
+        self.methods = [head, SelectiveRelevance(of=head, n_sigma=n_sigma, extras=("motion_share",))]
         self._explained: dict = {}
         self.notes: list[str] = []
 
@@ -91,11 +91,14 @@ class LiveNetwork:
 
 
 class ExportedNetwork:
-    """Explains with an exported file, as it was exported; `values` are for its inputs `tau` and `n_sigma`, if any."""
+    """Explains with an exported file, as it was exported, by its first map or the named one.
+
+    `values` are for its inputs `tau` and `n_sigma`, if any.
+    """
 
     notes = ()
 
-    def __init__(self, path: str, device: str, threads: int | None, values: dict, **overrides):
+    def __init__(self, path: str, device: str, threads: int | None, values: dict, map: str | None, **overrides):
         from .. import load
 
         self._loaded, self._path = load(path, device=device, threads=threads), Path(path)
@@ -110,13 +113,14 @@ class ExportedNetwork:
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         self.takes_frames = manifest.input.layout == "NTHWC"
         names = manifest.output_names
-        if "saliency_tube" not in names:
-            raise CommandError(f"model: {path} must return a map named 'saliency_tube', its outputs are {list(names)}")
-        self._index = {name: names.index(name) for name in ("saliency_tube", "motion", "motion_share") if name in names}
-        tube = next(method for method in self.methods if method["method"] == "saliency_tube")
-        self.raw = tube["normalize"] == "none" or tube["size"] == "features"
-        self.feature = _feature_text(tube["channels"])
-        self._highest = 255.0 if manifest.outputs[self._index["saliency_tube"]].dtype == "uint8" else 1.0
+        single = [m for m in self.methods if m["method"] in names and m.get("colours") != "raw"]
+        if (head := next((m for m in single if m["method"] == (map or m["method"])), None)) is None:
+            raise CommandError(f"map: {path} must return {map or 'a map'}, its outputs are {', '.join(names)}")
+        self.map = head["method"]
+        self._index = {part: names.index(name) for part, name in _outputs_of(self.map, self.methods).items()}
+        self.raw = head["normalize"] == "none" or head.get("size") == "features"
+        self.feature = _feature_text(head.get("channels"))
+        self._highest = 255.0 if manifest.outputs[self._index["map"]].dtype == "uint8" else 1.0
         choice = manifest.classes
         self._takes_classes = choice == "input"
         self.fixed_classes = None if self._takes_classes else choice
@@ -129,7 +133,7 @@ class ExportedNetwork:
         outputs = run(classes or (0,))
         if classes is None and self._takes_classes:
             outputs = run((int(outputs[0].argmax()),))
-        maps = outputs[self._index["saliency_tube"]] / self._highest
+        maps = outputs[self._index["map"]] / self._highest
         if maps.shape[1:] != self.preprocessing.size:
             maps = _upsample(maps, self.preprocessing.size)
         motion = outputs[self._index["motion"]] != 0 if self.has_motion else np.zeros(maps.shape, bool)
@@ -145,6 +149,17 @@ class ExportedNetwork:
 
     def digest(self) -> str:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
+
+
+def _outputs_of(map: str, methods: Sequence[dict]) -> dict[str, str]:
+    """The outputs that belong to one map: `"map"` and, where it is split, `"motion"` and `"motion_share"`."""
+    splits = [m for m in methods if m["method"] == "selective_relevance" and m["of"]["method"] != PYRAMID]
+    found = {"map": map}
+    for part in ("motion", "motion_share"):  # of several, the second one is called motion_2
+        own = [m["of"]["method"] for m in splits if part in (m["part"].replace("both", "motion"), *m["extras"])]
+        if map in own:
+            found[part] = f"{part}_{own.index(map) + 1}".removesuffix("_1")
+    return found
 
 
 def _feature_text(channels) -> str | None:
@@ -244,14 +259,35 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     return LiveModel(spec, module, preprocessing, list(labels) if labels else None)
 
 
-def tube_options(feature: str | None, threshold: float | None) -> dict:
-    channels: object = feature
-    if feature is not None and not feature.startswith("top"):
-        try:
-            channels = tuple(int(c) for c in feature.split(","))
-        except ValueError as error:
-            raise CommandError(f"feature: must be channel numbers such as 12,40, or top3, got {feature!r}") from error
-    return {"channels": channels, "threshold": threshold}
+def map_head(name: str | None, feature: str | None, threshold: float | None, layer: str | None, normalize: str):
+    """The head of a relevance map by its name, with those of its options that were given."""
+    from ..heads import METHODS, GradCAM
+
+    name = name or "saliency_tube"
+    if name not in METHODS:
+        raise CommandError(f"map: must be one of {', '.join(METHODS)}, got {name!r}")
+    known = {field.name for field in fields(METHODS[name])}
+    options: dict = {"normalize": normalize}
+    given = {"feature": ("channels", feature), "threshold": ("threshold", threshold), "layer": ("layer", layer)}
+    for flag, (option, value) in given.items():
+        if value is None:
+            continue
+        if option == "layer" and "cam" in known:
+            options["cam"] = GradCAM(layer=layer)
+        elif option in known:
+            options[option] = _channels(feature) if option == "channels" else value
+        else:
+            raise CommandError(f"{flag}: is no option of {name}, got {value}")
+    return METHODS[name](**options)
+
+
+def _channels(feature: str) -> str | tuple[int, ...]:
+    if feature.startswith("top"):
+        return feature
+    try:
+        return tuple(int(c) for c in feature.split(","))
+    except ValueError as error:
+        raise CommandError(f"feature: must be channel numbers such as 12,40, or top3, got {feature!r}") from error
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

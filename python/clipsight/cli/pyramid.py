@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from . import Checkpoint, Debug, Frames, Labels, Model, RandomWeights, Size
+from .. import cli
 from .networks import CommandError
 from .printing import console
 
@@ -29,9 +29,9 @@ class Volumes(str, Enum):
 
 
 def pyramid(
-    video: Annotated[str, typer.Argument(help="MP4, AVI, GIF, or a folder of PNG or JPEG frames.")],
-    model: Model = "movers",
-    checkpoint: Checkpoint = None,
+    video: cli.Video,
+    model: cli.Model = "movers",
+    checkpoint: cli.Checkpoint = None,
     classes: Annotated[
         list[str] | None,
         typer.Option("--class", help="Class name or index, predicted, or top3. Two are compared: insert,put."),
@@ -53,18 +53,18 @@ def pyramid(
     start: Annotated[
         int | None, typer.Option(help="First source frame of the clip; default: where the class is most probable.")
     ] = None,
-    labels: Labels = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("pyramid"),
-    stride: Annotated[int | None, typer.Option(help="Source frames from one frame of the clip to the next.")] = None,
-    frames: Frames = None,
-    size: Size = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")] = False,
-    fps: Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")] = None,
-    random_weights: RandomWeights = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads of the network.")] = None,
-    debug: Debug = False,
+    labels: cli.Labels = None,
+    out: cli.Out = Path("pyramid"),
+    stride: cli.Stride = None,
+    frames: cli.Frames = None,
+    size: cli.Size = None,
+    loop: cli.Loop = False,
+    partial: cli.Partial = False,
+    fps: cli.Fps = None,
+    random_weights: cli.RandomWeights = False,
+    device: cli.Device = "cpu",
+    threads: cli.Threads = None,
+    debug: cli.Debug = False,
 ) -> None:
     """Trace a class through the layers of a network: its kernels as a graph, as pictures, and as a page to explore.
 

@@ -20,9 +20,9 @@ from .networks import (
     LiveNetwork,
     is_exported,
     load_live,
+    map_head,
     parse_size,
     read_labels,
-    tube_options,
 )
 
 # Called with the stage ("network" or "drawing"), how much of it is done, and how much there is, where that is known.
@@ -37,6 +37,8 @@ class Request:
     checkpoint: str | None = None
     classes: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
+    map: str | None = None
+    layer: str | None = None
     feature: str | None = None
     boxes: str | None = None
     labels: str | None = None
@@ -58,31 +60,46 @@ class Request:
 
     def open(self):
         """The network, once it is clear that the classes and methods fit it."""
-        network = self._network()
-        if self.labels:
-            network.labels = read_labels(Path(self.labels))
+        values = {"tau": self.threshold, "n_sigma": self.n_sigma}
+        n_sigma = 2.0 if self.n_sigma is None else self.n_sigma
+        network = self.load(
+            lambda live: LiveNetwork(
+                live, map_head(self.map, self.feature, self.threshold, self.layer, "none"), n_sigma, self.device
+            ),
+            lambda **size: ExportedNetwork(self.model, self.device, self.threads, values, self.map, **size),
+            feature=self.feature,
+            layer=self.layer,
+        )
         explaining.choose_classes(list(self.classes), network.labels)
         if not network.has_motion and set(self.methods) - {"tube"}:
             raise CommandError(f"method: {self.model} was exported without motion maps, so only tube can be shown")
         return network
 
-    def _network(self):
+    def load(self, live: Callable, exported: Callable, **fixed):
+        """The network, with the labels that were given.
+
+        Args:
+            live: makes it of a `LiveModel`.
+            exported: makes it of an exported file, with `frames`, `size` and `stride` where they were given.
+            fixed: options that such a file brings with it; the checkpoint is one, too.
+        """
         if self.threads is not None and self.threads < 1:
             raise CommandError(f"threads: must be at least 1, got {self.threads}")
-        overrides = {"frames": self.frames, "size": parse_size(self.size), "stride": self.stride}
+        size = {"frames": self.frames, "size": parse_size(self.size), "stride": self.stride}
         if is_exported(self.model):
-            for name in ("checkpoint", "feature"):
-                if (value := getattr(self, name)) is not None:
+            for name, value in {"checkpoint": self.checkpoint, **fixed}.items():
+                if value is not None:
                     raise CommandError(f"{name}: is part of the exported file {self.model}, got {value}")
-            values = {"tau": self.threshold, "n_sigma": self.n_sigma}
-            return ExportedNetwork(self.model, self.device, self.threads, values, **overrides)
-        if self.threads is not None:
-            import torch
+            network = exported(**size)
+        else:
+            if self.threads is not None:
+                import torch
 
-            torch.set_num_threads(self.threads)
-        live = load_live(self.model, self.checkpoint, self.random_weights, **overrides)
-        n_sigma = 2.0 if self.n_sigma is None else self.n_sigma
-        return LiveNetwork(live, tube_options(self.feature, self.threshold), n_sigma, self.device)
+                torch.set_num_threads(self.threads)
+            network = live(load_live(self.model, self.checkpoint, self.random_weights, **size))
+        if self.labels:
+            network.labels = read_labels(Path(self.labels))
+        return network
 
     def digest(self, network) -> str:
         """Over everything that a result depends on besides the video."""
@@ -99,6 +116,12 @@ class Request:
     def read(self, video: str) -> VideoReader:
         return VideoReader(video, fps=self.fps, partial=self.partial)
 
+    def run(self, network, reader: VideoReader, per_window: bool, progress: Callable) -> explaining.Explained:
+        """The first pass over a video; see `explaining.run_network`."""
+        classes = explaining.choose_classes(list(self.classes), network.labels)
+        options = {"step": self.step, "loop": self.loop, "per_window": per_window, "progress": progress}
+        return explaining.run_network(network, reader, classes, **options)
+
     def explain(self, network, reader: VideoReader, out: Path, progress: Progress = lambda *_: None) -> dict:
         """Explains one video; returns what result.json in `out` says."""
         started = time.perf_counter()
@@ -106,14 +129,8 @@ class Request:
         methods = self.methods or (("tube", "motion") if network.has_motion else ("tube",))
         step = self.step or default_step(network.preprocessing.frames)
         windows = _estimate_windows(reader.frame_count, network.preprocessing, step)
-        done = explaining.run_network(
-            network,
-            reader,
-            explaining.choose_classes(list(self.classes), network.labels),
-            step=self.step,
-            loop=self.loop,
-            per_window=self.normalize == "window",
-            progress=lambda n: progress("network", n, max(windows or n, n)),
+        done = self.run(
+            network, reader, self.normalize == "window", lambda n: progress("network", n, max(windows or n, n))
         )
         draw_started = time.perf_counter()
         paths = explaining.draw(
@@ -142,7 +159,13 @@ class Request:
                 "size": list(reader.size),
             },
             "model": network.describe() | {"preprocessing": network.preprocessing.to_dict()},
-            "options": {"methods": list(methods), "step": step, "normalize": self.normalize, "loop": self.loop},
+            "options": {
+                "map": network.map,
+                "methods": list(methods),
+                "step": step,
+                "normalize": self.normalize,
+                "loop": self.loop,
+            },
             "top": explaining.top_classes(done.probabilities, network.labels),
             "maps": [
                 {"name": n, "motion_share": s}

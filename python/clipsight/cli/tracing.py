@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..pyramid import METHOD, Pyramid, Step
+from ..pyramid import METHOD, Layer, Pyramid, Step
 from ..pyramid import graph as graphs
 from ..pyramid.page import write_page
 from ..pyramid.pictures import Shot, write_graph, write_sheet, write_tubes
 from ..video import VideoReader
 from ..windows import Geometry, Window, sliding_windows
 from .explaining import label_of, softmax, tail_of
-from .networks import CommandError, LiveModel, exported_preprocessing, is_exported, load_live, parse_size, read_labels
+from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
 
 GRAPH_LIMIT = 300_000  # connections; more take minutes and gigabytes to write, and to read
@@ -77,7 +77,7 @@ class LivePyramid:
             maps = sized.maps(logits, *seen, classes=chosen)
         names = self._explained.output_names
         outputs = dict(zip(names, [logits, *maps], strict=True))
-        route, taps = sized.route, seen[2:]
+        route, taps = sized.attached.route, seen[2:]
         read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
@@ -122,9 +122,10 @@ class ExportedPyramid:
         if METHOD not in found:
             raise CommandError(f"model: {path} must have the method {METHOD}, it has {found}")
         self._method, self._drawn = manifest.methods[found.index(METHOD)], layers
-        names = [layer["name"] for layer in self._method["layers"]]
+        self._layers = [Layer.from_dict(layer) for layer in self._method["layers"]]
         for wanted in layers:
-            if not any(_inside(name, [wanted]) for name in names):
+            if not any(layer.is_in(wanted) for layer in self._layers):
+                names = [layer.name for layer in self._layers]
                 raise CommandError(f"layer: must be one that {path} puts out, among {names}, got {wanted!r}")
         self.takes_frames = manifest.input.layout == "NTHWC"
         self._takes_classes = manifest.classes == "input"
@@ -137,8 +138,7 @@ class ExportedPyramid:
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         outputs = self._run(clip, classes, {})
         given = classes if self._takes_classes else _most_probable(self.fixed_classes, outputs["logits"][0])
-        layers = self._method["layers"]
-        return _traced(outputs, layers, self._method, given, classes, self.labels, self._drawn)
+        return _traced(outputs, self._layers, self._method, given, classes, self.labels, self._drawn)
 
     def _run(self, clip: np.ndarray, classes: tuple[int, ...], options: dict) -> dict[str, np.ndarray]:
         given = (np.array([classes], np.int64),) if self._takes_classes else ()
@@ -157,24 +157,11 @@ def open_network(request: Request, options: dict[str, Any], layers: tuple[str, .
     Raises:
         CommandError, ValueError: an option does not fit.
     """
-    if request.threads is not None and request.threads < 1:
-        raise CommandError(f"threads: must be at least 1, got {request.threads}")
-    overrides = {"frames": request.frames, "size": parse_size(request.size), "stride": request.stride}
-    if is_exported(request.model):
-        for name, value in {"checkpoint": request.checkpoint, **options}.items():
-            if value is not None:
-                raise CommandError(f"{name}: is part of the exported file {request.model}, got {value}")
-        network = ExportedPyramid(request.model, layers, request.device, request.threads, **overrides)
-    else:
-        if request.threads is not None:
-            import torch
-
-            torch.set_num_threads(request.threads)
-        live = load_live(request.model, request.checkpoint, request.random_weights, **overrides)
-        network = LivePyramid(live, options, layers, request.device)
-    if request.labels:
-        network.labels = read_labels(Path(request.labels))
-    return network
+    return request.load(
+        lambda live: LivePyramid(live, options, layers, request.device),
+        lambda **size: ExportedPyramid(request.model, layers, request.device, request.threads, **size),
+        **options,
+    )
 
 
 def _traced(outputs, layers, options, given, classes, labels, drawn=()) -> Traced:
@@ -186,7 +173,7 @@ def _traced(outputs, layers, options, given, classes, labels, drawn=()) -> Trace
         steps, names = [], []
         for step in whole:
             shown = []
-            if step.volumes is not None and _inside(step.layer.name, drawn):
+            if step.volumes is not None and step.layer.is_in(*drawn):
                 chosen = outputs.get(f"{step.layer.name}.chosen")
                 if chosen is not None:
                     chosen = chosen[0].reshape(-1, len(step.volumes))[position]
@@ -206,14 +193,11 @@ def _volumes(step: Step, options: dict[str, Any], chosen: np.ndarray | None) -> 
     if kind == "layer":
         return [(0, layer.name)]
     if kind == "group":
-        width = layer.channels // layer.groups
-        parts = [(g * width, (g + 1) * width) for g in range(layer.groups)]
         what = "group" if layer.groups > 1 else "branch"
-        parts = layer.branches if layer.groups == 1 and layer.branches else parts
-        alone = len(parts) == 1
+        alone = len(layer.parts) == 1
         return [
             (i, layer.name if alone else f"{layer.name} {what} {i}")
-            for i, (start, stop) in enumerate(parts)
+            for i, (start, stop) in enumerate(layer.parts)
             if step.mask[start:stop].any()
         ]
     what = "kernel" if kind == "feature" else "channel"
@@ -225,10 +209,6 @@ def _volumes(step: Step, options: dict[str, Any], chosen: np.ndarray | None) -> 
         return [(0, layer.name)]
     selected = step.edges.any(1) if kind == "feature" else step.mask
     return [(i, f"{layer.name} {what} {c}") for i, c in enumerate(chosen.tolist()) if selected[c]]
-
-
-def _inside(name: str, modules) -> bool:
-    return not modules or any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
 # ---- The clip -------------------------------------------------------------------------------------------------------

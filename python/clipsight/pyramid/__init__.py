@@ -6,6 +6,7 @@ network or from an exported file, become an object for tables, graphs and pictur
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -66,6 +67,18 @@ class Layer:
                 "branches": tuple(map(tuple, values["branches"])),
             }
         )
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """`(start, stop)` of the groups of what it reads, or else of its branches; without either, all of it."""
+        if self.groups == 1 and self.branches:
+            return self.branches
+        width = self.channels // self.groups
+        return tuple((group * width, (group + 1) * width) for group in range(self.groups))
+
+    def is_in(self, *modules: str) -> bool:
+        """Whether it is one of these modules or lies in one; without any, it is."""
+        return not modules or any(f"{self.name}.".startswith(f"{module}.") for module in modules)
 
     def reads(self, kernel: int) -> slice:
         """The channels in the group of one kernel."""
@@ -151,6 +164,13 @@ class Pyramid:
                 volumes = np.asarray(volumes[sample, position * each : (position + 1) * each], np.float32)
             steps.append(Step(layer, mask, multiplicity, edges, volumes))
         return cls(class_index, label if label is not None else f"class {class_index}", tuple(steps))
+
+    @functools.cached_property
+    def graph(self) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Nodes and edges of the dependency graph, see :func:`clipsight.pyramid.graph.build`; not to be changed."""
+        from .graph import build
+
+        return build(self)
 
     def table(self) -> list[dict[str, Any]]:
         """One row for each selected kernel: depth, layer, index, number of connections to the layer before."""

@@ -90,7 +90,7 @@ def to_networkx(pyramid: Pyramid) -> networkx.DiGraph:
         ImportError: without networkx.
     """
     graph = package("networkx").DiGraph(class_index=pyramid.class_index, label=pyramid.label)
-    nodes, edges = build(pyramid)
+    nodes, edges = pyramid.graph
     names = [node_name(node) for node in nodes]
     graph.add_nodes_from(zip(names, nodes, strict=True))
     graph.add_edges_from((names[a], names[b]) for a, b in edges.tolist())
@@ -110,9 +110,9 @@ def to_dict(pyramid: Pyramid, edges: bool = True, **facts: Any) -> dict[str, Any
         of each; `kernels`: the nodes of `to_networkx`, those that were stepped through with the `channels` that they
         take; `edges`: pairs of positions in `kernels`, a kernel and one that it takes its inputs from.
     """
-    kernels, pairs = build(pyramid)
+    nodes, pairs = pyramid.graph
+    kernels = [{**node, "id": node_name(node)} for node in nodes]
     for kernel in kernels:
-        kernel["id"] = node_name(kernel)
         if kernel["stepped"]:
             kernel["channels"] = pyramid[kernel["layer"]].connections(kernel["index"]).tolist()
     return {

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import render
+from ..render import FAINT, INK
 from ..video import VideoWriter, whole_file, write_picture
 from ..windows import Geometry, Track, minmax
 from . import Pyramid, Step
-from .graph import CLIP, build, package
-
-INK, FAINT = "#1c1e22", "#787c84"
+from .graph import CLIP, package
 
 
 @dataclass
@@ -125,7 +124,7 @@ def write_graph(path: str | os.PathLike, pyramid: Pyramid, subtitle: str = "", l
         ImportError: without matplotlib.
     """
     matplotlib, figure = package("matplotlib"), package("matplotlib.figure")
-    nodes, edges = build(pyramid)
+    nodes, edges = pyramid.graph
     limit = limit or (32 if len(pyramid.steps) <= 12 else 16)
     rows, totals = _graph_rows(nodes, edges, limit)
     width, height = 13.0, 1.75 + 0.95 * len(rows)
