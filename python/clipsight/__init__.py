@@ -16,6 +16,13 @@ _WHERE = {
     "SaliencyTube": "heads",
     "FeaturePyramid": "heads",
     "SelectiveRelevance": "heads",
+    "GradCAM": "heads",
+    "GuidedBackprop": "heads",
+    "GuidedGradCAM": "heads",
+    "DeepTaylor": "heads",
+    "LRPEpsilon": "heads",
+    "InputGradient": "heads",
+    "IntegratedGradients": "heads",
     "export": "exporters",
     "ExportError": "exporters",
     "load": "runtime",
@@ -27,7 +34,7 @@ _WHERE = {
     "cmake_prefix_path": "libraries",
     "onnx_session": "onnx_runtime",
 }
-_MODULES = ("doctor", "heads", "models", "ops", "reference", "render", "synthetic", "video", "windows")
+_MODULES = ("doctor", "heads", "metrics", "models", "ops", "reference", "render", "synthetic", "video", "windows")
 
 __all__ = [*_WHERE, *_MODULES, "__version__"]
 

@@ -10,14 +10,21 @@ feature pyramid looks at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from .backward.places import Place, find_place, token_grid
+from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
-from .dataflow import AttachError, name_of, op_of, stack_of, where, without_mutation
+from .dataflow import AttachError, follow_sizes, name_of, op_of, stack_of, where, without_mutation
+
+if TYPE_CHECKING:
+    from .heads import Head
 
 aten = torch.ops.aten
 
@@ -46,6 +53,7 @@ _TRANSPARENT = {
     aten.sigmoid.default,
     aten.select.int,
 }
+_CURVED = {aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default}  # of these, those that are not linear
 _LINEAR = {aten.linear.default}
 _CONVOLUTION = {aten.conv3d.default, aten.conv2d.default, aten.conv1d.default, aten.convolution.default}
 _ADAPTIVE_POOL = {aten.adaptive_avg_pool3d.default, aten.adaptive_avg_pool2d.default}
@@ -63,51 +71,81 @@ class Classifier:
     node: Node
 
 
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` found.
+
+    Attributes:
+        route: through the convolutions that a class feature pyramid looks at, or `None`.
+        backward: the walks back from the logits that heads asked for, or `None`.
+        linear: the features are averaged and weighted to give the logits, with nothing in between.
+        tokens: `(t, h, w)` of the places where heads look at the tokens of a transformer.
+    """
+
+    route: Route | None = None
+    backward: Backward | None = None
+    linear: bool = False
+    tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Of the tensors that the heads read besides the features: those of the route, then those of the walks."""
+        return (*(self.route.nodes if self.route else ()), *(self.backward.nodes.values() if self.backward else ()))
+
+
 def attach(
     module: GraphModule,
     network: nn.Module,
     head: str | None,
     features: str | None,
-    pooled: bool = True,
-    depth: int | str | None = None,
-) -> Route | None:
-    """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1], *taps)`.
+    methods: Sequence[Head] = (),
+) -> Attached:
+    """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1], *nodes)`.
 
     Args:
         module: what `capture` returned; changed in place.
         network: the network itself, for the names in error messages.
         head: module path of the classifier, where the network has several or the search does not find it.
         features: module path of the layer whose output is explained; by default the input of the global pooling.
-        pooled: whether the features must be pooled over t, h, w in front of the classifier; else they may be whatever
-            it reads.
-        depth: of the convolutions that a class feature pyramid steps back through, or `None` without one.
+        methods: the heads: whether the features must be pooled over t, h, w in front of the classifier, or may be
+            whatever it reads; how deep a class feature pyramid goes; which walks back from the logits there are.
 
     Returns:
-        The route through these convolutions; its nodes are the taps.
+        What the heads need to know; its nodes are the further outputs.
 
     Raises:
         AttachError: nothing fits; the message lists the candidates.
     """
     graph = module.graph
-    if depth is not None:
+    depths = [m.depth for m in methods if m.depth is not None]
+    pooled = any(m.needs_pooling for m in methods)
+    if depths or any(m.places() for m in methods):
         without_mutation(graph)
     classifier = _choose_classifier(graph, network, head)
     source = _output_of(graph, features) if features else _features(graph, classifier, pooled)
     weight = classifier.node.args[1]
     channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
-    if channels != expected:
+    if channels != expected and (pooled or depths):
         raise AttachError(
             f"explain: the features {where(source)} must have the {expected} channels that the "
             f"classifier '{classifier.name}' reads, got {channels} channels. Its weights say nothing about other "
             f"layers; Grad-CAM is the method for those." + _candidates(graph)
         )
-    route = None if depth is None else find_route(graph, source, classifier.node, depth)
+    route = find_route(graph, source, classifier.node, "all" if "all" in depths else max(depths)) if depths else None
+    linear = source.meta["val"].dim() > 2 and _is_linear(classifier.logits, source)
+    walks = [walk for method in methods for walk in method.walks(linear)]
+    places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
+    stops = {place: find_place(graph, place, source, classifier.logits) for place in places}
+    backward = find_backward(graph, classifier.logits, walks, stops) if stops else None
+    tokens = {p: token_grid(graph, node) for p, node in stops.items() if node.meta["val"].dim() == 3}
+    attached = Attached(route, backward, linear, tokens)
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((classifier.logits, source, weight, *(route.nodes if route else ())),)
+    output.args = ((classifier.logits, source, weight, *attached.nodes),)
     graph.eliminate_dead_code()
+    follow_sizes(graph)
     graph.lint()
     module.recompile()
-    return route
+    return attached
 
 
 # ---- The classifier -------------------------------------------------------------------------------------------------
@@ -203,6 +241,16 @@ def _others(graph: torch.fx.Graph, classifier: Classifier) -> str:
     except AttachError:
         return "Grad-CAM is"
     return "FeaturePyramid and Grad-CAM are"
+
+
+def _is_linear(logits: Node, features: Node) -> bool:
+    """Whether only averages and one layer's weights lie between the features and the logits."""
+    node = logits
+    while node is not features:
+        if node.target in _CURVED or node.target not in _TRANSPARENT | _POOL | _LINEAR | _CONVOLUTION:
+            return False
+        node = node.args[0]
+    return True
 
 
 def _channels_first(graph: torch.fx.Graph, source: Node) -> Node:

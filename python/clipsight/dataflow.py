@@ -50,17 +50,35 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
             f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
             f"[N, {', '.join(map(str, shape))}]: {error}"
         ) from error
+    if any(map(_writes_through_view, program.graph.nodes)):
+        program = program.run_decompositions({})  # which only replaces what is written in place
     module = _unlifted(program)
-    _free_batch(module.graph)
+    for node in module.graph.find_nodes(op="call_function", target=aten.copy.default):
+        onto, what = node.args[:2]
+        if onto.meta["val"].shape == what.meta["val"].shape and onto.meta["val"].dtype == what.meta["val"].dtype:
+            node.replace_all_uses_with(what)
+    free_batch(module.graph)
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     # A module made anew: torch.export's own one checks its inputs in hooks that no tracer can follow.
     return GraphModule(module, module.graph, class_name=type(network).__name__)
 
 
-def _free_batch(graph: Graph) -> None:
+def _writes_through_view(node: Node) -> bool:
+    """An in-place op on a view, such as `x[:, 1:] += y`: it changes a tensor that is not among its arguments."""
+    if node.op != "call_function" or not op_of(node).endswith("_") or not isinstance(node.args[0], Node):
+        return False
+    before = node.args[0].target
+    if not isinstance(before, torch._ops.OpOverload):
+        return False
+    alias = before._schema.returns[0].alias_info
+    return alias is not None and not alias.is_write
+
+
+def free_batch(graph: Graph) -> None:
     """Lets tracers follow the batch size: they would bake the values of aten.sym_size and of symbolic view sizes."""
     for node in list(graph.nodes):
-        if node.target in (aten.view.default, aten.reshape.default):
+        if node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
+            node.target = aten.reshape.default  # strides differ between batches and runtimes
             sizes = [-1 if isinstance(size, Node) else size for size in node.args[1]]
             if sizes.count(-1) == 1:
                 node.args = (node.args[0], sizes)
@@ -74,6 +92,28 @@ def _free_batch(graph: Graph) -> None:
             size.meta = node.meta
             node.replace_all_uses_with(size)
             graph.erase_node(node)
+
+
+# Tracers follow a computed size into these, and bake it in where the op behind them is called by its name.
+_METHODS = {
+    aten.reshape.default: "reshape",
+    aten.expand.default: "expand",
+    aten.new_zeros.default: "new_zeros",
+}
+_FUNCTIONS = {aten.zeros.default: torch.zeros, aten.full.default: torch.full, aten.ones.default: torch.ones}
+
+
+def follow_sizes(graph: Graph) -> None:
+    """The same for sizes that are computed; the last change of a graph, whose ops then have other names."""
+    for node in graph.nodes:
+        if node.op != "call_function" or not any(isinstance(a, (list, tuple)) for a in node.args):
+            continue
+        computed = any(isinstance(x, Node) for a in node.args if isinstance(a, (list, tuple)) for x in a)
+        if computed and node.target in _METHODS:
+            node.op, node.target, node.kwargs = "call_method", _METHODS[node.target], {}
+        elif computed and node.target in _FUNCTIONS:
+            kept = {name: value for name, value in node.kwargs.items() if name in ("dtype", "device")}
+            node.target, node.kwargs = _FUNCTIONS[node.target], kept
 
 
 def _unlifted(program: torch.export.ExportedProgram) -> GraphModule:

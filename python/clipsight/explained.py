@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import warnings
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from .attach import attach
-from .convolutions import Route
+from .attach import Attached, attach
 from .dataflow import AttachError, FrameByFrame, capture
 from .heads import Evidence, Head
-from .heads.base import BORDER
+from .heads.base import BORDER, as_grid
 
 Size = tuple[int, int, int]
 
@@ -93,24 +93,26 @@ class ExplainedModel(nn.Module):
         self.size: Size = tuple(example.shape[2:])
         self.head, self.features = head, features
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
-        self._graphs: dict[Size, tuple[GraphModule, Route | None]] = {}
+        self._graphs: dict[Size, tuple[GraphModule, Attached]] = {}
         self.channels = example.shape[1]
         self._like = {"dtype": example.dtype, "device": example.device}
         self._outside: torch.dtype | None = None
 
-        network, route = self._graph(self.size)
+        preprocessing = getattr(model, "preprocessing", None)
+        self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
+        network, attached = self._graph(self.size)
         with torch.inference_mode():
             logits, grid, weight, *_ = network(_one(example))
         if logits.dim() != 2:
             raise AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
         self.num_classes = logits.shape[1]
-        self.feature_shape = tuple(_as_grid(grid, logits.shape[0]).shape[1:])
+        self.feature_shape = tuple(as_grid(grid, logits.shape[0]).shape[1:])
         self.temporal_resolution = self.feature_shape[1]
         self.median_weight = weight.detach().float().median().item()
         self.classes = _Classes(classes, self.num_classes)
         self.classes_input = self.classes.input
         self.maps = self.classes.count
-        layers = route.layers if route else ()
+        layers = attached.route.layers if attached.route else ()
         self.bound = tuple(m.bind(weight.detach().flatten(1).float(), layers) for m in self.methods)
         self.output_meanings = _outputs(self.bound)
         self.output_names = tuple(self.output_meanings)
@@ -196,13 +198,10 @@ class ExplainedModel(nn.Module):
             "num_classes": self.num_classes,
         }
 
-    def _graph(self, size: Size) -> tuple[GraphModule, Route | None]:
+    def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
             graph = capture(self.model, (self.channels, *size), self._like)
-            pooled = any(m.needs_pooling for m in self.methods)
-            depths = [m.depth for m in self.methods if m.depth is not None]
-            depth = "all" if "all" in depths else max(depths, default=None)
-            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, pooled, depth)
+            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
         return self._graphs[size]
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
@@ -228,7 +227,7 @@ class SizedExplanation(nn.Module):
     def __init__(
         self,
         network: GraphModule,
-        route: Route | None,
+        attached: Attached,
         heads: Sequence[Head],
         classes: _Classes,
         size: Size,
@@ -237,10 +236,12 @@ class SizedExplanation(nn.Module):
         outside: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.network, self.route = network, route
+        self.network, self.attached = network, attached
         self.heads, self.classes, self.size = tuple(heads), classes, size
         self.inside, self.outside = inside, outside
-        self.ops = importlib.import_module(".ops" if plugin else ".reference", __package__)
+        # The fused ops compute in float32; a network in float64 wants more.
+        fused = plugin and inside != torch.float64
+        self.ops = importlib.import_module(".ops" if fused else ".reference", __package__)
 
     def forward(
         self,
@@ -267,25 +268,34 @@ class SizedExplanation(nn.Module):
         logits: Tensor,
         features: Tensor,
         weight: Tensor,
-        *taps: Tensor,
+        *further: Tensor,
         classes: Tensor | None = None,
         tau: Tensor | None = None,
         n_sigma: Tensor | None = None,
         decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
-        batch, weight = logits.shape[0], weight.flatten(1).float()
+        batch, compute = logits.shape[0], torch.promote_types(self.inside, torch.float32)
+        weight, route = weight.flatten(1).to(compute), self.attached.route
+        chosen = self.classes.chosen(logits, classes)
         evidence = Evidence(
-            features=_as_grid(features, batch),
-            rows=self.classes.rows(weight, logits, classes),
+            features=as_grid(features, batch),
+            rows=weight[chosen],
             weight=weight,
             size=self.size,
             ops=self.ops,
             tau=tau,
             n_sigma=n_sigma,
-            route=self.route,
-            taps={t: self.tap(t, taps[i], batch) for t, i in self.route.taps.items()} if self.route else {},
-            parameters=self.network.get_parameter,
+            route=route,
+            taps={t: self.tap(t, further[i], batch) for t, i in route.taps.items()} if route else {},
+            parameters=self.parameter,
+            logits=logits,
+            chosen=chosen,
+            backward=self.attached.backward,
+            tensors=self.tensors(further),
+            again=self.again,
+            linear=self.attached.linear,
+            tokens=self.attached.tokens,
             decisions=decisions,
             border=max(BORDER, 16 * torch.finfo(self.inside).eps),
         )
@@ -296,10 +306,31 @@ class SizedExplanation(nn.Module):
 
     def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
         """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
-        grid = self.route.grids[tensor]
+        route = self.attached.route
+        grid = route.grids[tensor]
         if tap.dim() == 2 and grid is not None:
-            tap = tap.unflatten(1, (-1, *grid[tensor in self.route.per_frame :]))
-        return tap if tap.dim() == 2 else _as_grid(tap, batch)
+            tap = tap.unflatten(1, (-1, *grid[tensor in route.per_frame :]))
+        return tap if tap.dim() == 2 else as_grid(tap, batch)
+
+    def tensors(self, further: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
+        if self.attached.backward is None:
+            return {}
+        compute = torch.promote_types(self.inside, torch.float32)
+        numbers = self.attached.backward.nodes
+        return {
+            number: t.to(compute) for number, t in zip(numbers, further[len(further) - len(numbers) :], strict=True)
+        }
+
+    def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The network on other clips, for `Evidence`."""
+        logits, _, _, *further = self.look(clip)
+        return logits, self.tensors(further)
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter or buffer of the captured network, at least in float32."""
+        value = functools.reduce(getattr, name.split("."), self.network)
+        return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 class _LogitsOnly(nn.Module):
@@ -352,26 +383,17 @@ class _Classes:
                 f"got {int(classes.min())}..{int(classes.max())}"
             )
 
-    def rows(self, weight: Tensor, logits: Tensor, classes: Tensor | None) -> Tensor:
-        """weight `[K, C]` -> `[N, M, C]`, or `[M, C]` where the classes are fixed."""
+    def chosen(self, logits: Tensor, classes: Tensor | None) -> Tensor:
+        """int64 `[N, M]`, or `[M]` where the classes are fixed."""
         if isinstance(self.choice, list):
-            return weight[torch.tensor(self.choice, device=weight.device)]
+            return torch.tensor(self.choice, device=logits.device)
         if self.input:
             if classes is None:
                 raise ValueError("explain: classes must be given: the model was explained with classes='input'")
-            return weight[classes]
+            return classes
         if self.top == 1:
-            return weight[logits.argmax(1, keepdim=True)]
-        return weight[logits.topk(self.top, 1).indices]
-
-
-def _as_grid(features: Tensor, batch: int) -> Tensor:
-    """Features of a 2-D network `[N*T, C, h, w]`, or without extent `[N, C]`, as `[N, C, T, h, w]`."""
-    if features.dim() == 5:
-        return features
-    if features.dim() == 2:  # what a fully connected classifier reads
-        return features[:, :, None, None, None]
-    return features.unflatten(0, (batch, -1)).transpose(1, 2)
+            return logits.argmax(1, keepdim=True)
+        return logits.topk(self.top, 1).indices
 
 
 def _outputs(methods: Sequence[Head]) -> dict[str, str]:

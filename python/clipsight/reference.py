@@ -292,6 +292,12 @@ def _span(low: Tensor, high: Tensor, peak: Tensor) -> Tensor:
     return torch.where(span <= CONSTANT * peak, math.inf, span)
 
 
+def normalised(relevance: Tensor, normalize: str = "clip", dtype: torch.dtype | str = torch.float32) -> Tensor:
+    """A raw map [...,T,H,W], min-max scaled over the `"clip"` or over each `"frame"`, in the output type."""
+    relevance = _compute(relevance)
+    return _normalise(relevance + _nan_if_not_finite(relevance), normalize, dtype)[0]
+
+
 def _normalise(relevance: Tensor, normalize: str, dtype: torch.dtype | str) -> tuple[Tensor, Tensor]:
     """(normalised map in the output type, max|R| over each volume [...,1,1,1])."""
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype

@@ -43,10 +43,20 @@ class Program:
     thresholds: tuple[str, ...] = ()
     alone: bool = False
 
-    def __call__(self, *, decisions: dict[str, Tensor] | None = None, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """The outputs for tensors by `input_names`, from the fused ops; for `decisions` see `Evidence`."""
+    def __call__(
+        self, *, decisions: dict[str, Tensor] | None = None, nudge: float = 0.0, **inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The outputs for tensors by `input_names`, from the fused ops.
+
+        Args:
+            decisions: see `Evidence`.
+            nudge: share of itself by which every value of the clip is changed at random, as rounding might.
+        """
         clip = inputs.pop(self.input_names[0])
         clip = clip if self.prepare is None else self.prepare(clip)
+        if nudge:
+            noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+            clip = clip * (1 + nudge * noise.to(clip.device, clip.dtype))
         wanted = inputs.pop("explain", None)
         size = tuple(clip.shape[2:])
         if self.alone:
@@ -74,8 +84,15 @@ class Program:
 
     def seen(self, size) -> int:
         """How many tensors the network hands on to the heads, the logits included."""
-        route = self.explained.at(size, plugin=self.plugin).route
-        return 3 + (len(route.nodes) if route else 0)
+        return 3 + len(self.explained.at(size, plugin=self.plugin).attached.nodes)
+
+    @functools.cached_property
+    def sensitive(self) -> frozenset[str]:
+        """Outputs that may amplify rounding; see `Head.sensitive`."""
+        if self.alone:
+            return frozenset()
+        flags = [head.sensitive for head in self.explained.bound for _ in head.outputs()]
+        return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
 
     @property
     def classes_input(self) -> bool:

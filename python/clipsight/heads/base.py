@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any, ClassVar
@@ -10,8 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..backward.places import Place
+from ..backward.walk import Backward, Rules, one_hot
 from ..convolutions import Route
+from ..preprocessing import Preprocessing
 from ..pyramid import Layer
+from .relevance import Cam, Volume
 
 BORDER = 1e-4  # share of its range within which rounding may turn the gate of a feature pyramid, in float32
 
@@ -32,6 +37,13 @@ class Evidence:
         route: the convolutions in front of the features, where a head asked for them.
         taps: the tensors that these read, `[N, C, t, h, w]` or `[N, C]`, by the route's tensor number.
         parameters: the network's parameters, by name.
+        logits: `[N, K]`.
+        chosen: int64 `[M]` or `[N, M]`, the explained classes.
+        backward: the walks back from the logits, where a head asked for some.
+        tensors: those of the forward pass that the walks need, by number.
+        again: the network on other clips `[N', 3, T, H, W]`: (logits, tensors).
+        linear: the features are averaged and weighted to give the logits, with nothing in between.
+        tokens: `(t, h, w)` of the places where the features are the tokens of a transformer.
         decisions: outputs by name, of another run of the same graph on the same clips: where a gate hangs on rounding,
             that is within `border` of the range, this run decides as that one did.
     """
@@ -47,8 +59,46 @@ class Evidence:
     route: Route | None = None
     taps: dict[int, Tensor] = field(default_factory=dict)
     parameters: Callable[[str], Tensor] | None = None
+    logits: Tensor | None = None
+    chosen: Tensor | None = None
+    backward: Backward | None = None
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    again: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]] | None = None
+    linear: bool = False
+    tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
     decisions: dict[str, Tensor] | None = None
     border: float = BORDER
+
+    def look_at(self, place: Place) -> Tensor:
+        """The tensor of the forward pass there, `[N, C, t, h, w]`."""
+        return as_grid(self.tensors[self.backward.stops[place]], self.logits.shape[0], self.tokens.get(place))
+
+    def seed(self, score: str = "logit") -> Tensor:
+        """`[M, N, K]`: the derivative of each explained class's `"logit"` or `"softmax"` probability by the logits."""
+        batch, classes = self.logits.shape
+        chosen = self.chosen.unsqueeze(1).expand(-1, batch) if self.chosen.dim() == 1 else self.chosen.transpose(0, 1)
+        hot = one_hot(chosen, classes, torch.promote_types(self.logits.dtype, torch.float32))
+        if score == "logit":
+            return hot
+        probability = torch.softmax(self.logits.to(hot.dtype), 1)
+        return (hot * probability).sum(2, keepdim=True) * (hot - probability)
+
+    def arrived(self, rules: Rules, place: Place, score: str = "logit") -> Tensor:
+        """What the rules bring from the classes there, `[N, M, C, t, h, w]`; one walk serves all heads that want it."""
+        if (rules, score) not in self.computed:
+            seed = self.seed(score)
+            self.computed[rules, score] = self.backward.run(rules, seed, self.tensors, self.parameters)
+        g = self.computed[rules, score][self.backward.stops[place]]  # [M, B, ...]
+        grid = as_grid(g.flatten(0, 1), g.shape[0] * self.logits.shape[0], self.tokens.get(place))
+        # Gates stop a NaN on its way back; where the logits are not finite, nothing is explained.
+        nan = (self.logits - self.logits).sum(1).to(grid.dtype)
+        return grid.unflatten(0, (g.shape[0], -1)).transpose(0, 1) + nan.view(-1, 1, 1, 1, 1, 1)
+
+    def at(self, clip: Tensor, copies: int) -> Evidence:
+        """The same classes on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
+        logits, tensors = self.again(clip)
+        chosen = self.chosen if self.chosen.dim() == 1 else self.chosen.repeat(copies, 1)
+        return replace(self, logits=logits, tensors=tensors, chosen=chosen, computed={})
 
     def read_by(self, layer: str) -> Tensor:
         """The features that a layer of the route reads."""
@@ -69,12 +119,14 @@ class Head:
     """Base class of the methods. A subclass is a frozen dataclass of options.
 
     It overrides `outputs` (name -> meaning, in order) and `compute` (the tensors, by the same names), `thresholds`
-    where it has some, and `maps`, `relevance` and `key` where it has relevance maps that another head may split.
+    where it has some, `walks` and `targets` where it goes back from the logits, and `maps`, `relevance` and `key` where
+    it has relevance maps that another head may split.
     """
 
     name: ClassVar[str]
     needs_pooling: ClassVar[bool] = True  # global, in front of the classifier
     depth: ClassVar[int | str | None] = None  # of the convolutions that it looks at
+    sensitive: ClassVar[bool] = False  # gates and divisions on the way back to the clip may amplify rounding
 
     def thresholds(self) -> dict[str, float | None]:
         """The options that `Evidence` may replace, `tau` and `n_sigma`, by name; without the head's own use, none."""
@@ -90,14 +142,26 @@ class Head:
         """What its relevance maps are called, `""` for the only one: the names of their outputs start so."""
         raise NotImplementedError
 
-    def relevance(self, evidence: Evidence) -> dict[str, dict]:
-        """For each of `maps`, the arguments of `ops.saliency_tube` that give it."""
+    def walks(self, linear: bool) -> tuple[tuple[Rules, Place], ...]:
+        """The walks back from the logits that it wants: their rules, and where they end.
+
+        Args:
+            linear: see `Evidence`.
+        """
+        return ()
+
+    def places(self) -> tuple[Place, ...]:
+        """Where it looks at the tensors of the forward pass."""
+        return ()
+
+    def relevance(self, evidence: Evidence) -> dict[str, Cam | Volume]:
+        """For each of `maps`, what it is made from."""
         raise NotImplementedError
 
     def map_of(self, name: str, evidence: Evidence) -> Tensor:
         """One of its relevance maps, normalised, at full size; computed once for all heads that use it."""
         if (self.key(), name) not in evidence.computed:
-            evidence.computed[self.key(), name] = evidence.ops.saliency_tube(**self.relevance(evidence)[name])
+            evidence.computed[self.key(), name] = self.relevance(evidence)[name].tube(evidence.ops)
         return evidence.computed[self.key(), name]
 
     def key(self) -> Head:
@@ -113,6 +177,10 @@ class Head:
         """
         return self
 
+    def for_clips(self, preprocessing: Preprocessing | None, channels: int) -> Head:
+        """The head with every option made definite that depends on how the network's clips are made."""
+        return self
+
     def with_maps_of(self, dtype: str) -> Head:
         """The head with maps of another type."""
         return replace(self, dtype=dtype)  # type: ignore[type-var]
@@ -120,6 +188,22 @@ class Head:
     def describe(self) -> dict[str, Any]:
         """Name and all options, JSON-able."""
         return {"method": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+
+def as_grid(features: Tensor, batch: int, tokens: tuple[int, int, int] | None = None) -> Tensor:
+    """Features of any network as `[N, C, t, h, w]`.
+
+    Those of a 2-D network are `[N*T, C, h, w]`, those without extent `[N, C]`, and a transformer's are tokens
+    `[N, (1 +) t*h*w, C]`, whose class token has no place in the grid.
+    """
+    if features.dim() == 5:
+        return features
+    if features.dim() == 3:
+        grid = features[:, features.shape[1] - math.prod(tokens) :]
+        return grid.transpose(1, 2).unflatten(2, tokens)
+    if features.dim() == 2:  # what a fully connected classifier reads
+        return features[:, :, None, None, None]
+    return features.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def per_frame(tube: Tensor) -> Tensor:
@@ -162,3 +246,29 @@ def top_count(text: str) -> int:
 def check_choice(op: str, argument: str, value: Any, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{op}: {argument} must be one of {list(allowed)}, got {value!r}")
+
+
+def check_map_options(head: Head) -> None:
+    """Those that `SaliencyTube` documents, as far as the head has them; lists become tuples."""
+    op = type(head).__name__
+    for name in ("channels", "size", "extras"):
+        value = getattr(head, name, None)
+        if not isinstance(value, (str, tuple, type(None))):
+            object.__setattr__(head, name, tuple(value))
+    object.__setattr__(head, "dtype", str(head.dtype).removeprefix("torch."))
+    for name, allowed in (
+        ("order", (1, 3)),
+        ("normalize", ("clip", "frame", "none")),
+        ("dtype", ("float32", "float16", "uint8")),
+    ):
+        if hasattr(head, name):
+            check_choice(op, name, getattr(head, name), allowed)
+    for extra in head.extras:
+        check_choice(op, "extras", extra, tuple(EXTRAS))
+    if head.dtype == "uint8" and head.normalize == "none":
+        raise ValueError(f"{op}: dtype 'uint8' needs a normalised map, got normalize='none'")
+    size = getattr(head, "size", "clip")
+    if isinstance(size, str):
+        check_choice(op, "size", size, ("clip", "features"))
+    elif len(size) != 3 or min(size) < 1:
+        raise ValueError(f"{op}: size must be (T, H, W), each at least 1, got {size}")

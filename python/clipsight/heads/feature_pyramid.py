@@ -12,6 +12,7 @@ from torch import Tensor
 from ..convolutions import Convolution, Route
 from ..pyramid import METHOD, Layer
 from .base import Evidence, Head, check_choice, top_count
+from .relevance import Cam
 
 PARTS = {
     "mask": "selected channels of the features that {} reads [N, M, C_in]",
@@ -102,12 +103,12 @@ class FeaturePyramid(Head):
         deepest = max(layer.depth for layer in layers) if self.depth == "all" else self.depth
         layers = tuple(layer for layer in layers if layer.depth <= deepest)
         for wanted in self.layers:
-            if not any(_inside(layer.name, wanted) for layer in layers):
+            if not any(layer.is_in(wanted) for layer in layers):
                 raise ValueError(
                     f"FeaturePyramid: layers must name modules with convolutions of depth {deepest} at most, one of "
                     f"{[layer.name for layer in layers]}, got {wanted!r}"
                 )
-        found = tuple(s for s in layers if not self.layers or any(_inside(s.name, wanted) for wanted in self.layers))
+        found = tuple(layer for layer in layers if layer.is_in(*self.layers))
         by_name = {layer.name: layer for layer in found}
         for name, index in () if isinstance(self.channels, str) else self.channels:
             if name not in by_name:
@@ -153,24 +154,24 @@ class FeaturePyramid(Head):
         results |= {f"{name}.volume": self.map_of(name, evidence) for name in self.maps()}
         return {name: results[name] for name in self.outputs()}
 
-    def relevance(self, evidence: Evidence) -> dict[str, dict]:
+    def relevance(self, evidence: Evidence) -> dict[str, Cam]:
         key = (self.key(), self.layers)
         if key not in evidence.computed:
             steps, shown = self._steps(evidence), [layer for layer in self._layers() if self._shown(layer)]
             evidence.computed[key] = {layer.name: self._arguments(layer, steps, evidence) for layer in shown}
         return evidence.computed[key]
 
-    def _arguments(self, layer: Layer, steps: dict, evidence: Evidence) -> dict:
-        return {
-            "features": evidence.read_by(layer.name),
-            "weight": self._rows(layer, steps, evidence).flatten(1, 2),
-            "size": evidence.size,
-            "threshold": None,
-            "order": self.order,
-            "relu": False,
-            "normalize": self.normalize,
-            "dtype": self.dtype,
-        }
+    def _arguments(self, layer: Layer, steps: dict, evidence: Evidence) -> Cam:
+        return Cam(
+            features=evidence.read_by(layer.name),
+            weight=self._rows(layer, steps, evidence).flatten(1, 2),
+            size=evidence.size,
+            threshold=None,
+            order=self.order,
+            relu=False,
+            normalize=self.normalize,
+            dtype=self.dtype,
+        )
 
     def key(self) -> FeaturePyramid:
         return replace(self, layers=(), found=None)
@@ -267,9 +268,9 @@ def _add(counts: dict[int, Tensor], tensor: int, more: Tensor) -> None:
 def _class_step(evidence: Evidence, theta: float, class_step: str) -> Tensor:
     """Bool `[N, M, C]`: the features of each class."""
     pooled = _pooled(evidence.read_by(evidence.route.head.name))
-    rows = evidence.rows.unflatten(-1, (pooled.shape[1], -1)).mean(-1)
+    rows = _each_channel(evidence.rows, pooled.shape[1])
     if class_step == "weights":
-        weight = evidence.weight.unflatten(-1, (pooled.shape[1], -1)).mean(-1)
+        weight = _each_channel(evidence.weight, pooled.shape[1])
         low, high = weight.min(), weight.max()
         kept = rows - low >= theta * (high - low)
         return kept.expand(len(pooled), -1, -1)
@@ -278,6 +279,11 @@ def _class_step(evidence: Evidence, theta: float, class_step: str) -> Tensor:
     kept = scores - low >= theta * (high - low)
     name = f"{evidence.route.head.name}.edges"
     return evidence.decide(name, kept, scores, theta)
+
+
+def _each_channel(weight: Tensor, channels: int) -> Tensor:
+    """`[..., channels * cells]`, of a classifier behind the flattening of a grid, -> mean over the cells."""
+    return weight if weight.shape[-1] == channels else weight.unflatten(-1, (channels, -1)).mean(-1)
 
 
 def _back_step(evidence: Evidence, step: Convolution, selected: Tensor, theta: float) -> tuple[Tensor, Tensor]:
@@ -299,13 +305,6 @@ def _pooled(features: Tensor) -> Tensor:
 
 def _parts(layer: Layer, like: Tensor) -> Tensor:
     """`[V, C]`: 1 where a channel belongs to a group, or else a branch."""
-    width = layer.channels // layer.groups
-    groups = [(g * width, (g + 1) * width) for g in range(layer.groups)]
-    bounds = groups if layer.groups > 1 or not layer.branches else layer.branches
     channels = torch.arange(layer.channels, device=like.device)
-    starts, stops = torch.tensor(bounds, device=like.device).unsqueeze(-1).unbind(1)
+    starts, stops = torch.tensor(layer.parts, device=like.device).unsqueeze(-1).unbind(1)
     return ((channels >= starts) & (channels < stops)).to(like.dtype)
-
-
-def _inside(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

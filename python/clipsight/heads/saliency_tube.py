@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..pyramid import Layer
-from .base import EXTRAS, Evidence, Head, check_choice, top_count
+from .base import EXTRAS, Evidence, Head, check_choice, check_map_options, top_count
+from .relevance import Cam
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,10 @@ class SaliencyTube(Head):
     name: ClassVar[str] = "saliency_tube"
 
     def __post_init__(self) -> None:
-        for field in ("channels", "size", "extras"):
-            value = getattr(self, field)
-            if not isinstance(value, (str, tuple, type(None))):
-                object.__setattr__(self, field, tuple(value))
-        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        check_map_options(self)
         check_choice("SaliencyTube", "threshold_scale", self.threshold_scale, ("raw", "minmax"))
-        check_choice("SaliencyTube", "order", self.order, (1, 3))
-        check_choice("SaliencyTube", "normalize", self.normalize, ("clip", "frame", "none"))
-        check_choice("SaliencyTube", "dtype", self.dtype, ("float32", "float16", "uint8"))
-        for extra in self.extras:
-            check_choice("SaliencyTube", "extras", extra, tuple(EXTRAS))
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ValueError(f"SaliencyTube: threshold must be a finite number or None, got {self.threshold}")
-        if self.dtype == "uint8" and self.normalize == "none":
-            raise ValueError("SaliencyTube: dtype 'uint8' needs a normalised map, got normalize='none'")
-        if isinstance(self.size, str):
-            check_choice("SaliencyTube", "size", self.size, ("clip", "features"))
-        elif len(self.size) != 3 or min(self.size) < 1:
-            raise ValueError(f"SaliencyTube: size must be (T, H, W), each at least 1, got {self.size}")
         if isinstance(self.channels, str) and top_count(self.channels) < 1:
             raise ValueError(f"SaliencyTube: channels must be indices or 'topN', got {self.channels!r}")
         if self.channels == ():
@@ -113,18 +99,19 @@ class SaliencyTube(Head):
     def key(self) -> SaliencyTube:
         return replace(self, extras=(), size="clip" if self.size == "features" else self.size)
 
-    def relevance(self, evidence: Evidence) -> dict[str, dict]:
-        arguments = {
-            "features": evidence.features,
-            "weight": self.rows(evidence),
-            "size": evidence.size if isinstance(self.size, str) else self.size,
-            "threshold": self._threshold(evidence),
-            "order": self.order,
-            "relu": self.relu,
-            "normalize": self.normalize,
-            "dtype": self.dtype,
+    def relevance(self, evidence: Evidence) -> dict[str, Cam]:
+        return {
+            "": Cam(
+                features=evidence.features,
+                weight=self.rows(evidence),
+                size=evidence.size if isinstance(self.size, str) else self.size,
+                threshold=self._threshold(evidence),
+                order=self.order,
+                relu=self.relu,
+                normalize=self.normalize,
+                dtype=self.dtype,
+            )
         }
-        return {"": arguments}
 
     def _threshold(self, evidence: Evidence) -> float | None:
         """What is left to the op: nothing where the rows' weights went through a gate already, or there is none."""

@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ..backward.places import Place
+from ..backward.walk import Rules
+from ..preprocessing import Preprocessing
 from ..pyramid import Layer
 from .base import Evidence, Head, check_choice
 from .saliency_tube import SaliencyTube
@@ -83,6 +86,10 @@ class SelectiveRelevance(Head):
         return self.of.needs_pooling
 
     @property
+    def sensitive(self) -> bool:
+        return self.of.sensitive
+
+    @property
     def depth(self) -> int | str | None:
         return self.of.depth
 
@@ -92,6 +99,15 @@ class SelectiveRelevance(Head):
     def with_maps_of(self, dtype: str) -> SelectiveRelevance:
         return replace(self, of=self.of.with_maps_of(dtype))
 
+    def walks(self, linear: bool) -> tuple[tuple[Rules, Place], ...]:
+        return self.of.walks(linear)
+
+    def places(self) -> tuple[Place, ...]:
+        return self.of.places()
+
+    def for_clips(self, preprocessing: Preprocessing | None, channels: int) -> SelectiveRelevance:
+        return replace(self, of=self.of.for_clips(preprocessing, channels))
+
     def bind(self, weight: Tensor, layers: tuple[Layer, ...] = ()) -> SelectiveRelevance:
         return replace(self, of=self.of.bind(weight, layers))
 
@@ -100,25 +116,14 @@ class SelectiveRelevance(Head):
 
     def compute(self, evidence: Evidence) -> dict[str, Tensor]:
         results = {}
-        for name, arguments in self.of.relevance(evidence).items():
-            tube, motion, share = self._split(name, arguments, evidence)
+        n_sigma = self.n_sigma if evidence.n_sigma is None else evidence.n_sigma
+        rule = {"n_sigma": n_sigma, "padding": self.padding, "sign": self.sign, "sigma_of": self.sigma_of}
+        for name, relevance in self.of.relevance(evidence).items():
+            tube, motion, share = relevance.split(evidence.ops, **rule, prescale=self.prescale)
+            evidence.computed[self.of.key(), name] = tube
             parts = {"motion": motion, "static": tube - motion, "motion_share": share}
             results |= {_named(name, part): tensor for part, tensor in parts.items()}
         return {name: results[name] for name in self.outputs()}
-
-    def _split(self, name: str, arguments: dict, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-        n_sigma = self.n_sigma if evidence.n_sigma is None else evidence.n_sigma
-        rule = {"n_sigma": n_sigma, "padding": self.padding, "sign": self.sign, "sigma_of": self.sigma_of}
-        if not self.prescale:
-            result = evidence.ops.selective_tube(**arguments, **rule)
-            evidence.computed[self.of.key(), name] = result[0]
-            return result
-        tube = self.of.map_of(name, evidence)
-        raw = replace(self.of, normalize="none", dtype="float32").map_of(name, evidence)
-        kept, share = evidence.ops.selective_relevance(raw, **rule, prescale=True)
-        # The op scales the map before it masks it, so that it is positive: a voxel is zero where the mask is, or
-        # where the map is smallest - and there the tube is zero too.
-        return tube, tube * (kept != 0).to(tube.dtype), share
 
 
 def _named(map: str, part: str) -> str:
