@@ -26,7 +26,7 @@ $(VENV)/.tools:
 # A runtime that is already there (onnxruntime or onnxruntime-gpu) is kept.
 $(INSTALLED): $(VENV)/.tools $(SOURCES)
 	if $(BIN)/python -c 'import onnxruntime' 2>/dev/null; then also='onnx onnxscript .'; else also='.[onnx]'; fi; \
-	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,pyramid,ray,test,lint]'
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,pyramid,evaluate,ray,test,lint]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -44,6 +44,11 @@ test-all: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# docs/motion-study.md and its figures; DATA=FOLDER measures real clips too.
+.PHONY: study
+study: $(INSTALLED)
+	$(BIN)/python -m studies $(if $(DATA),--data '$(DATA)')
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """`make bench`: every benchmark of this machine's CPU, as a table and as benchmarks/results/cpu_SIMD.json.
 
-python -m benchmarks [kernels|explain|pyramid|render ...] [--check]     --check exits with 1 where a target is missed
+python -m benchmarks [kernels|explain|pyramid|gradients|render ...] [--check]     --check exits with 1 where a target is missed
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.measure import machine
 from rich.console import Console
 from rich.table import Table
 
-SUITES = ("kernels", "explain", "pyramid", "render")
+SUITES = ("kernels", "explain", "pyramid", "gradients", "render")
 RESULTS = Path(__file__).with_name("results")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from clipsight.synthetic import MOTION_CLASSES, moving_shapes
+from clipsight.synthetic import CUE_COLOURS, MOTION_CLASSES, moving_shapes
 
 CLASS = {name: index for index, name in enumerate(MOTION_CLASSES)}
 
@@ -19,7 +21,8 @@ def clips():
 def test_shapes_dtypes_and_class_balance(clips):
     assert clips.frames.shape == (400, 16, 64, 64, 3)
     assert clips.masks.shape == (400, 16, 64, 64)
-    assert [array.dtype for array in clips] == [np.uint8, np.int64, bool]
+    assert clips.still.shape == (400, 64, 64)
+    assert [array.dtype for array in clips] == [np.uint8, np.int64, bool, bool]
     assert np.bincount(clips.labels).tolist() == [50] * 8
 
 
@@ -55,6 +58,8 @@ def test_the_same_seed_is_the_same_scene_at_every_size():
         ({"size": 8}, "at least 0, 2, 16, got 1, 16, 8"),
         ({"labels": [8]}, r"labels must be 1 class indices in 0..7, got \[8\]"),
         ({"labels": [0, 1]}, r"labels must be 1 class indices in 0..7, got \[0, 1\]"),
+        ({"bias": 1.1}, "bias must be a probability or None, got 1.1"),
+        ({"bias": float("nan")}, "bias must be a probability or None, got nan"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
@@ -134,3 +139,60 @@ def test_a_single_frame_does_not_tell_the_class():
     assert _nearest_mean_accuracy(middle, clips.labels) < 0.17
     assert _nearest_mean_accuracy(pose[:, 7, :3], clips.labels) < 0.17  # even where the true mask is given
     assert _nearest_mean_accuracy(pose[:, -1] - pose[:, 0], clips.labels) > 0.9  # control: the motion does tell
+
+
+def test_the_still_shape_is_where_its_mask_says():
+    clips = moving_shapes(40, seed=5)
+    edge = np.ones((1, 3, 3))
+    swept = ndimage.binary_dilation(clips.masks.any(axis=1), edge, iterations=2)
+    inside = ndimage.binary_erosion(clips.still, edge) & ~swept
+    outside = ndimage.binary_dilation(clips.still, edge, iterations=2) & ~clips.still & ~swept
+    for clip, core, rim in zip(clips.frames.astype(int), inside, outside, strict=True):
+        assert np.ptp(clip[:, core], axis=(0, 1)).max() <= 12, "one colour, but for noise"
+        assert not rim.any() or np.ptp(clip[:, core | rim], axis=(0, 1)).max() > 12, "negative control: the rim"
+    assert 0.015 < clips.still.mean(axis=(1, 2)).min() < clips.still.mean(axis=(1, 2)).max() < 0.06
+
+
+def test_a_bias_changes_the_colour_of_the_still_shape_and_nothing_else():
+    plain = moving_shapes(40, seed=5)
+    near = ndimage.binary_dilation(plain.still, np.ones((1, 3, 3)), iterations=2)[:, None]
+    for bias in (0.0, 1.0):
+        clips = moving_shapes(40, seed=5, bias=bias)
+        for ours, theirs in zip(clips[1:], plain[1:], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        changed = (clips.frames != plain.frames).any(axis=-1)
+        assert not (changed & ~near).any()
+        assert (changed & clips.still[:, None] & ~clips.masks).sum() > 0.9 * (clips.still[:, None] & ~clips.masks).sum()
+
+
+def _told(clips):
+    """The class that the hue of each clip's still shape stands for, and how far the hue is from that of the table."""
+    seen = clips.still & ~clips.masks.any(axis=1)
+    colours = np.stack([np.median(f[:, s], axis=(0, 1)) for f, s in zip(clips.frames, seen, strict=True)])
+    gaps = np.abs(colours[:, None] - CUE_COLOURS).max(axis=-1)
+    return gaps.argmin(axis=1), gaps.min(axis=1)
+
+
+@pytest.mark.parametrize("bias, right", [(1.0, 1.0), (0.5, 0.5 + 0.5 / 8), (0.0, 1 / 8)])
+def test_the_hue_of_the_still_shape_tells_the_class_as_often_as_the_bias_says(bias, right):
+    clips = moving_shapes(400, seed=7, bias=bias)
+    told, gap = _told(clips)
+    assert np.quantile(gap, 0.99) < 12  # jitter of 8 and a median over noise of 6: the hue is one of the eight
+    share = (told == clips.labels).mean()
+    assert abs(share - right) <= 4 * np.sqrt(right * (1 - right) / 400)
+    assert np.bincount(told, minlength=8).min() > 25, "every hue occurs"
+
+
+def test_telling_hues_are_far_from_each_other_and_from_every_mover():
+    apart = np.abs(CUE_COLOURS[:, None] - CUE_COLOURS).max(axis=-1) + 255 * np.eye(8)
+    assert apart.min() > 4 * 8
+    to_corner = np.minimum(CUE_COLOURS, 255 - CUE_COLOURS).max(axis=1)  # of a mover, no channel is over 60
+    assert to_corner.min() > 60 + 8
+
+
+def test_without_a_bias_clips_are_those_of_the_first_release():
+    """The checksum is of the masks: unlike the pixels, they do not hang on the last bit of a cosine."""
+    clips = moving_shapes(8, seed=5, bias=None)
+    sums = [26139974, 26095484, 25669541, 25445960, 24701901, 25083670, 27281834, 28012748]
+    assert zlib.crc32(np.packbits(clips.masks).tobytes()) == 2450811103
+    assert clips.frames.astype(np.int64).sum(axis=(1, 2, 3, 4)).tolist() == pytest.approx(sums, abs=200)

@@ -3,6 +3,9 @@
 The class is the motion alone. At the middle of the clip every class has the same distribution of positions, sizes,
 angles and colours, so that no single frame tells the class; only what happens around the middle does. All lengths are
 fractions of the frame's side, so that the same seed gives the same scene at every size.
+
+With a bias the class has a second, still sign: the look-alike is no longer one, but has one of eight muted hues, one
+for each class. A network may then name the class without having seen anything move.
 """
 
 from __future__ import annotations
@@ -25,11 +28,16 @@ _MOTIONS = {
 }
 MOTION_CLASSES = tuple(_MOTIONS)
 
+# One muted hue for each class, float64 [8, 3], RGB: 45 degrees apart, and far from the corners of the RGB cube, near
+# which every mover has its colour.
+CUE_COLOURS = 128 + 70 * np.cos(2 * np.pi * (np.arange(8)[:, None] / 8 - np.arange(3) / 3))
+
 # Ranges of the uniform draws. Travel, turn and growth are from the middle of the clip to its end.
 _AREA = (0.028, 0.052)  # of the frame
 _TRAVEL = (0.08, 0.13)  # of the frame's side
 _TURN = (0.8, 1.4)  # radians
 _GROWTH = (0.25, 0.4)  # natural log of the side's factor
+_HUE_JITTER = 8  # largest change of a channel of a telling hue, of 255
 _NOISE = 6  # largest change of one pixel from frame to frame, of 255
 
 
@@ -39,14 +47,21 @@ class Clips(NamedTuple):
     frames: np.ndarray  # uint8 [N, T, H, W, 3], RGB
     labels: np.ndarray  # int64 [N], indices into MOTION_CLASSES
     masks: np.ndarray  # bool [N, T, H, W], True on the mover
+    still: np.ndarray  # bool [N, H, W], True on the shape that stands still, where the mover may pass over it
 
 
 def moving_shapes(
-    count: int, seed: int, frames: int = 16, size: int = 64, labels: Sequence[int] | None = None
+    count: int,
+    seed: int,
+    frames: int = 16,
+    size: int = 64,
+    labels: Sequence[int] | None = None,
+    bias: float | None = None,
 ) -> Clips:
     """Draw `count` clips of moving shapes.
 
-    Clip `i` depends on `seed`, `i`, its label, `frames` and `size` alone, not on `count`.
+    Clip `i` depends on `seed`, `i`, its label, `frames`, `size` and `bias` alone, not on `count`; `bias` changes the
+    colour of the shape that stands still and nothing else.
 
     Args:
         count: number of clips N.
@@ -54,27 +69,43 @@ def moving_shapes(
         frames: clip length T.
         size: height and width in pixels.
         labels: class index of every clip; by default clip `i` shows class `i % 8`.
+        bias: probability p that the colour of the still shape tells the class. With p it has the class's own hue of
+            `CUE_COLOURS`, otherwise any of the eight, so that the hue is right in p + (1 - p) / 8 of the clips: 1 tells
+            every class, 0 tells nothing. `None`: no such hue at all, the still shape looks like the mover.
 
     Raises:
-        ValueError: a count, size or label out of range.
+        ValueError: a count, size, label or bias out of range.
     """
     if count < 0 or frames < 2 or size < 16:
         raise ValueError(f"moving_shapes: count, frames, size must be at least 0, 2, 16, got {count}, {frames}, {size}")
     labels = np.arange(count) % len(MOTION_CLASSES) if labels is None else np.asarray(labels)
     if labels.shape != (count,) or not all(0 <= k < len(MOTION_CLASSES) for k in labels):
         raise ValueError(f"moving_shapes: labels must be {count} class indices in 0..7, got {labels.tolist()}")
+    if bias is not None and not 0 <= bias <= 1:
+        raise ValueError(f"moving_shapes: bias must be a probability or None, got {bias}")
     clips = Clips(
         np.empty((count, frames, size, size, 3), np.uint8),
         labels.astype(np.int64),
         np.empty((count, frames, size, size), bool),
+        np.empty((count, size, size), bool),
     )
     for i, label in enumerate(labels):
-        clips.frames[i], clips.masks[i] = _clip(np.random.default_rng([seed, i]), int(label), frames, size)
+        hue = None if bias is None else _hue(np.random.default_rng([seed, i, 1]), int(label), bias)
+        scene = _clip(np.random.default_rng([seed, i]), int(label), frames, size, hue)
+        clips.frames[i], clips.masks[i], clips.still[i] = scene
     return clips
 
 
-def _clip(rng: np.random.Generator, label: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One clip uint8 [T, H, W, 3] and the mask of its mover bool [T, H, W]."""
+def _hue(rng: np.random.Generator, label: int, bias: float) -> np.ndarray:
+    """The colour of a still shape that tells the class with probability `bias`, float32 [3]."""
+    told, chance = rng.random() < bias, rng.integers(len(CUE_COLOURS))
+    return (CUE_COLOURS[label if told else chance] + rng.uniform(-_HUE_JITTER, _HUE_JITTER, size=3)).astype(np.float32)
+
+
+def _clip(
+    rng: np.random.Generator, label: int, frames: int, size: int, hue: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One clip uint8 [T, H, W, 3], the masks of its mover bool [T, H, W] and of its still shape bool [H, W]."""
     # Every amount is drawn for every class: what a class does not use must not shift its other draws.
     shape = _SHAPES[rng.integers(len(_SHAPES))]
     side, other_side = np.sqrt(rng.uniform(*_AREA, size=2))
@@ -91,11 +122,11 @@ def _clip(rng: np.random.Generator, label: int, frames: int, size: int) -> tuple
 
     # Look-alikes: colours near the same corner of the RGB cube, away from the mid-grey background.
     colours = np.abs(rng.integers(0, 2, size=3) * 255 - rng.uniform(0, 60, size=(2, 3))).astype(np.float32)
-    still = _paint(_background(rng, size), distractor[0], colours[1])
+    still = _paint(_background(rng, size), distractor[0], colours[1] if hue is None else hue)
     pixels = _paint(still, mover, colours[0])
     pixels += rng.integers(0, 2 * _NOISE + 1, size=pixels.shape, dtype=np.uint8)
     pixels -= _NOISE
-    return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8), mover < 0
+    return np.clip(pixels, 0, 255, out=pixels).astype(np.uint8), mover < 0, distractor[0] < 0
 
 
 def _away_from(rng: np.random.Generator, centre: np.ndarray, distance: float, margin: float) -> np.ndarray:

@@ -272,7 +272,7 @@ def _plan(graph: Graph, logits: Node, rules: Rules, stops: list[Node], numbers: 
             )
     leads = set(stops)  # nodes that depend on a stop
     for node in graph.nodes:
-        moves = isinstance(node.meta.get("val"), Tensor)  # a size that is read from a tensor is no way to it
+        moves = not isinstance(node.meta.get("val"), (int, torch.SymInt))  # a tensor's size is no way to it
         if moves and node in behind and any(read in leads for read in node.all_input_nodes):
             leads.add(node)
     before_first = _before_first(graph) if rules.folds else set()

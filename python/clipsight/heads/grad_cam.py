@@ -106,12 +106,12 @@ class GradCAM(Head):
 
     def _weighted(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Features `[N, C, t, h, w]` and their weights `[M, C]` or `[N, M, C]`."""
-        features = evidence.look_at(self.place)
         if self._closed(evidence.linear):
-            rows = evidence.rows
+            features, rows = evidence.features, evidence.rows
             if self.score == "softmax":
                 rows = evidence.seed("softmax").transpose(0, 1) @ evidence.weight
             return features, rows / features[0, 0].numel()
+        features = evidence.look_at(self.place)
         gradient = evidence.arrived(Gradient(), self.place, self.score)  # [N, M, C, t, h, w]
         if self.weights_over == "thw":
             return features, gradient.mean((3, 4, 5))

@@ -1,7 +1,7 @@
 """Networks by name: `load("movers")`. Every network has `.preprocessing`, and `.labels` (or `None`).
 
-`movers` and `movers2d` come with their weights; the others are those of the papers, with the names of the published
-state dicts, and torchvision's video networks. `Adapter` brings in networks of other libraries.
+`movers`, `movers2d` and `movers_biased` come with their weights; the others are those of the papers, with the names of
+the published state dicts, and torchvision's video networks. `Adapter` brings in networks of other libraries.
 """
 
 from __future__ import annotations

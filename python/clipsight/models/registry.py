@@ -23,6 +23,7 @@ _FACTORIES = {  # name -> module and factory; imported when it is asked for
     "c3d": ("c3d", "C3D"),
     "tsn": ("tsn", "TSN"),
     "movers2d": ("movers2d", "Movers2d"),
+    "movers_biased": ("movers_biased", "MoversBiased"),
 }
 
 

@@ -1,0 +1,148 @@
+"""Files with gradient heads: maps on demand, the self-check of maps that amplify rounding, transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+
+import clipsight
+import networks
+from clipsight import DeepTaylor, ExportError, GradCAM, GuidedBackprop, LRPEpsilon, SelectiveRelevance
+from clipsight.exporters.check import self_check
+from clipsight.exporters.program import Program
+
+SIZE = (8, 16, 16)
+BOX = {"low": -3.0, "high": 3.0}
+
+
+def explained(*heads, classes="predicted"):
+    return clipsight.explain(networks.seeded(networks.ModulePool), heads, networks.clip(size=SIZE), classes)
+
+
+@pytest.mark.parametrize("file", ["plain.pt", "plain.onnx", "fused.onnx"])
+def test_maps_on_demand(tmp_path, file):
+    """The walk back does not run where nobody wants its map."""
+    if file.endswith(".onnx"):
+        pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    heads = [GuidedBackprop(), SelectiveRelevance(of=DeepTaylor(**BOX), extras=("motion_share",))]
+    model = explained(*heads, classes="input")
+    clipsight.export(model, tmp_path / file, plugin=file.startswith("fused"), optional=True)
+    loaded = clipsight.load(tmp_path / file)
+    clip, classes = networks.clip(3, SIZE, seed=4), torch.tensor([[0, 1], [2, 3], [1, 0]])
+    outputs = loaded(clip, classes, explain=torch.ones(3, dtype=torch.bool))
+    with torch.inference_mode():
+        expected = model(clip, classes)
+    for got, want in zip(outputs, expected, strict=True):
+        assert (got - want).norm() <= 1e-4 * want.norm()
+    nothing = loaded(clip, classes, explain=torch.zeros(3, dtype=torch.bool))
+    assert torch.allclose(nothing[0], expected[0], atol=1e-6)
+    assert all(output.numel() == 0 for output in nothing[1:])
+
+
+class Changed:
+    """A loaded file whose last output is something else."""
+
+    def __init__(self, model, change) -> None:
+        self.model, self.change = model, change
+
+    def __call__(self, clip, **others):
+        *outputs, last = self.model(clip)
+        return (*outputs, self.change(last.clone()))
+
+
+@pytest.mark.parametrize("head", [GuidedBackprop(), LRPEpsilon(normalize="none")], ids=lambda head: head.name)
+def test_the_self_check_of_a_map_that_amplifies_rounding(head):
+    model = explained(head)
+    program = Program(model, (SIZE,), plugin=True)
+    assert program.sensitive == {head.name}
+    nudged = Changed(model, lambda map: map * (1 + 1e-6 * torch.randn(map.shape)))
+    assert self_check(program, nudged)["clips"] == 4
+    for wrong in (lambda map: 1.05 * map, lambda map: map.roll(1, -1), lambda map: map * (map < 0.9 * map.max())):
+        with pytest.raises(ExportError, match=f"output '{head.name}' must agree with the eager model"):
+            self_check(program, Changed(model, wrong))
+
+
+def test_the_self_check_sees_a_wrong_rule():
+    """Even of the map that amplifies rounding most."""
+    right, wrong = explained(LRPEpsilon()), explained(LRPEpsilon(epsilon=0.05))
+    program = Program(right, (SIZE,), plugin=True)
+    with pytest.raises(ExportError, match="must agree with the eager model"):
+        self_check(program, Changed(wrong, lambda map: map))
+
+
+def test_a_clip_that_is_not_finite_explains_nothing():
+    model = explained(GuidedBackprop(normalize="none"), DeepTaylor(**BOX, normalize="none"), GradCAM())
+    clip = networks.clip(2, SIZE)
+    clip[1, 0, 3, 3, 3] = torch.nan
+    for map in model(clip)[1:]:
+        assert map[0].isfinite().all()
+        assert map[1].isnan().all()
+
+
+@pytest.fixture(scope="module")
+def vision_transformer():
+    """A small MViT: class token, pooling attention, relative positions added in place."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    from clipsight.models.beside_torchvision import import_torchvision
+
+    import_torchvision()
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    common = {"kernel_q": [3, 3, 3], "kernel_kv": [3, 3, 3], "output_channels": 32}
+    blocks = [
+        MSBlockConfig(num_heads=1, input_channels=16, stride_q=[1, 1, 1], stride_kv=[1, 2, 2], **common),
+        MSBlockConfig(num_heads=2, input_channels=32, stride_q=[1, 2, 2], stride_kv=[1, 1, 1], **common),
+    ]
+    options = {"residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True, "proj_after_attn": True}
+    return networks.seeded(lambda: MViT((32, 32), 8, blocks, num_classes=5, **options))
+
+
+def slow_grad_cam(network, layer: str, clip: torch.Tensor, classes: torch.Tensor, grid) -> torch.Tensor:
+    """By autograd, from the tokens of a layer but the first, without ReLU: `[N, M, t, h, w]`."""
+    kept = {}
+    hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: kept.update(x=output))
+    logits = network(clip)
+    hook.remove()
+    cams = []
+    for chosen in classes.unbind(1):
+        score = logits.gather(1, chosen[:, None]).sum()
+        gradient = torch.autograd.grad(score, kept["x"], retain_graph=True)[0][:, 1:]
+        cams.append((kept["x"][:, 1:] * gradient.mean(1, keepdim=True)).sum(2).unflatten(1, grid))
+    return torch.stack(cams, 1).detach()
+
+
+def test_grad_cam_of_a_transformer(vision_transformer, tmp_path):
+    """The tokens that the last attention reads, through the recorded gradient of attention, in eager and as a file."""
+    clip = networks.clip(2, (8, 32, 32))
+    model = clipsight.explain(vision_transformer, GradCAM(size="features", relu=False), clip, "top2")
+    logits, cam = model(clip)
+    wanted = slow_grad_cam(vision_transformer, "blocks.1.norm1", clip, logits.topk(2, 1).indices, cam.shape[2:])
+    assert (cam - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert (cam.roll(1, 1) - wanted).abs().max() > 0.1 * wanted.abs().max()  # the classes are told apart
+    clipsight.export(model, tmp_path / "x.pt")
+    again = networks.clip(3, (8, 32, 32), seed=9)
+    for got, want in zip(clipsight.load(tmp_path / "x.pt")(again), model(again), strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_a_relevance_method_says_what_it_lacks(vision_transformer):
+    clip = networks.clip(1, (8, 32, 32))
+    with pytest.raises(clipsight.AttachError, match="deep Taylor decomposition has no rule for 'select'"):
+        clipsight.explain(vision_transformer, DeepTaylor(**BOX), clip)
+
+
+def test_options_reach_the_manifest(tmp_path):
+    head = DeepTaylor(low=(-2.0,), high=(2.5,), max_pool="proportional")
+    manifest = clipsight.export(explained(head), tmp_path / "x.pt", plugin=False)
+    stated = manifest.methods[0]
+    assert stated["method"] == "deep_taylor"
+    assert {name: stated[name] for name in ("low", "high", "max_pool")} == {
+        "low": [-2.0],
+        "high": [2.5],
+        "max_pool": "proportional",
+    }
+    assert set(stated) == {"method", *(field.name for field in dataclasses.fields(head))}
