@@ -1,6 +1,7 @@
 """`make bench`: every benchmark of this machine's CPU, as a table and as benchmarks/results/cpu_SIMD.json.
 
-python -m benchmarks [kernels|explain|pyramid|gradients|render ...] [--check]     --check exits with 1 where a target is missed
+python -m benchmarks [kernels|explain|pyramid|gradients|render ...] [--check]
+--check exits with 1 where a target is missed
 """
 
 from __future__ import annotations

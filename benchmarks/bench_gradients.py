@@ -27,7 +27,7 @@ import onnx
 import onnx.utils
 import torch
 from benchmarks import bench_explain, gradient_peers
-from benchmarks.bench_explain import _run_file, head_alone
+from benchmarks.bench_explain import _run_file
 from benchmarks.bench_pyramid import _session
 from benchmarks.gradient_peers import HIGH, LAYERS, LOW, METHODS
 from benchmarks.measure import interleaved, paired_overhead, row
@@ -35,7 +35,7 @@ from benchmarks.measure import interleaved, paired_overhead, row
 import clipsight
 from clipsight import models, reference
 from clipsight.exporters.onnx_graph import network_and_head
-from clipsight.heads import DeepTaylor, GradCAM, GuidedBackprop, SaliencyTube
+from clipsight.heads import DeepTaylor, GradCAM, GuidedBackprop
 from clipsight.models.beside_torchvision import import_torchvision
 
 SIZE = (16, 112, 112)
