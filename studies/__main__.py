@@ -1,4 +1,4 @@
-"""`python -m studies`: measures, then writes the page and its figures; about ten minutes on two cores."""
+"""`python -m studies`: measures, then writes the page and its figures; about twenty minutes of processor time."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> dict:
             "floor": FLOOR,
             "shown": args.shown,
             "methods": {name: heads.METHODS[name](normalize="none").describe() for name in methods},
-            "machine": f"{processor()}, {torch.get_num_threads()} threads",
+            "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
             "torch": torch.__version__,
         },
         "accuracy": generated.accuracies(args.accuracy_clips, args.seed + 1, args.batch),

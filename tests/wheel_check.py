@@ -37,7 +37,7 @@ def run(folder: Path) -> None:
         print(f"{finding.name:>20}  {finding.state:8}{finding.found}")
     assert doctor.healthy(findings)
     assert (package / "pyramid" / "page.html").is_file()
-    assert all(models.has_weights(name) for name in ("movers", "movers2d"))
+    assert all(models.has_weights(name) for name in ("movers", "movers2d", "movers_biased"))
     check_ops()
     run_files(folder)
     write(folder / "own")

@@ -149,7 +149,7 @@ def _guess(state: dict[str, Tensor], network: str) -> list[str]:
         except ImportError:  # one of torchvision's, without torchvision
             continue
     nearest = max(likeness, key=likeness.__getitem__)
-    if nearest == network:
+    if likeness.get(network) == likeness[nearest]:
         return []
     if likeness[nearest] < 0.5:
         return ["it is none of these networks"]
