@@ -11,8 +11,8 @@ Relevance starts as 1 at the explained logit, and every layer hands it on to its
     ReLU, dropout, shapes     passed on
 
 0 / 0 is 0: what arrives where nothing positive has come in is lost. Where the parts of a sum are of opposite sign and
-nearly cancel, as they may in front of a batch norm (MFNet-3D), their shares are far larger than what arrived, and float32
-loses the sum. To teach a method a layer, add a line to its table.
+nearly cancel, as they may in front of a batch norm (MFNet-3D), their shares are far larger than what arrived, and
+float32 loses the sum. To teach a method a layer, add a line to its table.
 
 Sources: G. Montavon et al., "Explaining nonlinear classification decisions with deep Taylor decomposition", Pattern
 Recognition 65, 2017 (z+ and zB: Table 1); S. Bach et al., "On pixel-wise explanations ... by layer-wise relevance
