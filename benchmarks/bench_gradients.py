@@ -123,7 +123,9 @@ def _peers(name: str, method: str, modules, clip: torch.Tensor, path: Path) -> I
     if method == "grad_cam":
         head = statistics.median(interleaved(_behind_the_network(path, clip), lambda: None, 60, warmup=10)[0])
     for library, call in gradient_peers.peers(method, name, modules, clip, _classes(modules, clip)).items():
-        theirs, plain = interleaved(call, functools.partial(_infer, modules, clip), max(4 // batch, 3), warmup=1)
+        theirs, plain = interleaved(
+            call, functools.partial(_infer, modules, clip), max(PAIRS[method] // 2 // batch, 3), 1
+        )
         overhead = paired_overhead(theirs, plain)[0]
         result = row(f"{method}, {name}, batch {batch}, {library}", theirs, plain, "plain forward, eager")
         result |= {"overhead": round(overhead, 4), "threads": torch.get_num_threads()}

@@ -50,7 +50,7 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
             f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
             f"[N, {', '.join(map(str, shape))}]: {error}"
         ) from error
-    if any(map(_writes_through_view, program.graph.nodes)):
+    if any(_writes_through_view(node) and not _is_constant(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # which only replaces what is written in place
     module = _unlifted(program)
     for node in module.graph.find_nodes(op="call_function", target=aten.copy.default):
@@ -72,6 +72,11 @@ def _writes_through_view(node: Node) -> bool:
         return False
     alias = before._schema.returns[0].alias_info
     return alias is not None and not alias.is_write
+
+
+def _is_constant(node: Node) -> bool:
+    """No axis of the tensor grows with the batch: a mask, say, which stays what it is whoever looks at it."""
+    return all(isinstance(length, int) for length in node.args[0].meta["val"].shape)
 
 
 def free_batch(graph: Graph) -> None:
@@ -129,7 +134,7 @@ def without_mutation(graph: Graph) -> None:
     for node in graph.nodes:
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
         twin = getattr(aten, name[:-1], None) if node.op == "call_function" and name.endswith("_") else None
-        if twin is not None and overload in twin.overloads():
+        if twin is not None and overload in twin.overloads() and not _writes_through_view(node):
             node.target = getattr(twin, overload)
             changed = node.args[0]
             for user in [user for user in changed.users if order[user] > order[node]]:

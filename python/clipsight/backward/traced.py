@@ -99,7 +99,7 @@ def record(graph: Graph, logits: Node, stop: Node, numbers: Mapping[Node, int]) 
         stop=numbers[stop],
         module=module,
         activations=tuple(numbers[node] for node in activations),
-        batched=frozenset(numbers[node] for node in activations if not isinstance(node.meta["val"].shape[0], int)),
+        batched=frozenset(numbers[n] for n in activations if isinstance([*n.meta["val"].shape, 1][0], torch.SymInt)),
         parameters=tuple(str(node.target) for node in parameters),
     )
 
