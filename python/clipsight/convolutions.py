@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from .dataflow import AttachError, name_of, op_of, where
+from .dataflow import AttachError, name_of, op_of, shape_of, where
 from .pyramid import Layer, Source
 
 aten = torch.ops.aten
@@ -182,12 +182,12 @@ def _depths(graph: Graph, features: Node) -> dict[Node, int]:
 
 def _facts(graph: Graph, walked) -> dict[Node, _Facts]:
     facts: dict[Node, _Facts] = {}
-    batch, _, frames = _shape(next(iter(graph.find_nodes(op="placeholder"))))[:3]
+    batch, _, frames = shape_of(next(iter(graph.find_nodes(op="placeholder"))))[:3]
     for node in graph.nodes:
         if node not in walked:
             continue
-        shape = [length for length in _shape(node)[1:] if isinstance(length, int)]
-        per_frame = len(shape) < 4 and _shape(node)[0] != batch  # of a 2-D network
+        shape = [length for length in shape_of(node)[1:] if isinstance(length, int)]
+        per_frame = len(shape) < 4 and shape_of(node)[0] != batch  # of a 2-D network
         grid = tuple([frames if per_frame else 1, *shape[1:], *[1] * per_frame * (3 - len(shape))][-3:])
         grid = grid if len(shape) > 1 or per_frame else None
         own = _Facts(shape[0], grid, per_frame=per_frame)
@@ -246,16 +246,16 @@ def _parts(node: Node, facts: dict[Node, _Facts]) -> Iterator[tuple[Node, int, i
 
 def _is_layer(node: Node) -> bool:
     """A convolution, or a linear layer whose channels are the second axis."""
-    return node.target in _CONVOLUTIONS or (node.target is aten.linear.default and len(_shape(node)) == 2)
+    return node.target in _CONVOLUTIONS or (node.target is aten.linear.default and len(shape_of(node)) == 2)
 
 
 def _is_sum(node: Node) -> bool:
     tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
-    return node.target is aten.add.Tensor and len(tensors) == 2 and len({_shape(arg) for arg in tensors}) == 1
+    return node.target is aten.add.Tensor and len(tensors) == 2 and len({shape_of(arg) for arg in tensors}) == 1
 
 
 def _is_cat(node: Node) -> bool:
-    return node.target in _CAT and len(node.args) > 1 and node.args[1] in (1, 1 - len(_shape(node)))
+    return node.target in _CAT and len(node.args) > 1 and node.args[1] in (1, 1 - len(shape_of(node)))
 
 
 def _is_known(node: Node) -> bool:
@@ -273,7 +273,7 @@ def _is_known(node: Node) -> bool:
 
 def _keeps_channels(node: Node) -> bool:
     """The same channels behind the op as before, or all of the grid flattened into them."""
-    before, after = _shape(node.args[0]), _shape(node)
+    before, after = shape_of(node.args[0]), shape_of(node)
     if before[0] != after[0] or any(isinstance(length, str) for length in (*before[1:], *after[1:])):
         return False
     return before[1] == after[1] or (len(after) == 2 and math.prod(before[1:]) == after[1])
@@ -326,8 +326,3 @@ def layer_name(node: Node) -> str:
     """Module path of a layer: its weight's name tells two layers of one module apart."""
     target = node.args[1].target if node.args[1].op == "get_attr" else name_of(node)
     return str(target).removesuffix(".weight").removeprefix("network.")
-
-
-def _shape(node: Node) -> tuple[int | str, ...]:
-    """Lengths of a tensor's axes; that of the batch is the name of a symbol."""
-    return tuple(length if isinstance(length, int) else str(length) for length in node.meta["val"].shape)

@@ -157,3 +157,8 @@ def where(node: Node) -> str:
 
 def op_of(node: Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def shape_of(node: Node) -> tuple[int | str, ...]:
+    """Lengths of a tensor's axes; that of the batch is the name of a symbol."""
+    return tuple(length if isinstance(length, int) else str(length) for length in node.meta["val"].shape)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ..dataflow import AttachError, op_of, where
+from ..dataflow import AttachError, op_of, shape_of, where
 from . import maps
 from .traced import Recorded, record
 
@@ -390,15 +390,11 @@ def kind_of(node: Node) -> str:
     if kind in ("add", "mul", "div"):
         if len(inputs) == 1 and inputs[0] is node.args[0]:
             return kind if kind == "add" else "scale" if kind == "mul" else "unscale"
-        if kind == "add" and len({_shape(n) for n in inputs}) > 1:
+        if kind == "add" and len({shape_of(n) for n in inputs}) > 1:
             return "broadcast add"
     if kind == "pad" and name == "pad" and (node.args[2:] or ("constant",))[0] != "constant":
         return f"{node.args[2]} pad"
     return kind
-
-
-def _shape(node: Node) -> tuple[int | str, ...]:
-    return tuple(length if isinstance(length, int) else str(length) for length in node.meta["val"].shape)
 
 
 def _before_first(graph: Graph) -> set[Node]:

@@ -75,9 +75,7 @@ class GradCAM(Head):
     def compute(self, evidence: Evidence) -> dict[str, Tensor]:
         results = {}
         if self.size == "features":
-            cam = self.relevance(evidence)[""]
-            cam = evidence.ops.channel_reduce(cam["features"], cam["weight"])
-            results[self.name] = torch.relu(cam) if self.relu else cam
+            results[self.name] = self.relevance(evidence)[""].small(evidence.ops)
         if self.size != "features" or self.extras:
             tube = self.map_of("", evidence)
             results.setdefault(self.name, tube)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -76,8 +75,7 @@ class GuidedGradCAM(PixelHead):
         if self.upsample == "spline":
             cam = self.cam.map_of("", evidence)
         else:
-            arguments = self.cam.relevance(evidence)[""]
-            cam = evidence.ops.channel_reduce(arguments["features"], arguments["weight"])
-            cam = F.interpolate(torch.relu(cam) if self.cam.relu else cam, size=evidence.size, mode="nearest")
+            small = self.cam.relevance(evidence)[""].small(evidence.ops)
+            cam = F.interpolate(small, size=evidence.size, mode="nearest")
             cam = Volume(cam, self.cam.normalize, "float32").tube(evidence.ops)
         return evidence.arrived(Guided(), CLIP) * cam.unsqueeze(2)

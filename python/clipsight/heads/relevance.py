@@ -15,6 +15,11 @@ from ..reference import normalised
 class Cam(dict):
     """The arguments of `ops.saliency_tube` that give the map: nothing of the clip's size exists before it runs."""
 
+    def small(self, ops: ModuleType) -> Tensor:
+        """The raw cam on the features' grid, `[N, M, t, h, w]`."""
+        cam = ops.channel_reduce(self["features"], self["weight"], self.get("threshold"))
+        return torch.relu(cam) if self["relu"] else cam
+
     def tube(self, ops: ModuleType) -> Tensor:
         """The normalised map `[N, M, T, H, W]`."""
         return ops.saliency_tube(**self)

@@ -81,12 +81,10 @@ class SaliencyTube(Head):
         return replace(self, threshold=low + self.threshold * (high - low), threshold_scale="raw")
 
     def compute(self, evidence: Evidence) -> dict[str, Tensor]:
-        rows, threshold = self.rows(evidence), self._threshold(evidence)
         small = self.size == "features"
         results = {}
         if small:
-            cam = evidence.ops.channel_reduce(evidence.features, rows, threshold)
-            results[self.name] = torch.relu(cam) if self.relu else cam
+            results[self.name] = self.relevance(evidence)[""].small(evidence.ops)
         if not small or self.extras:
             tube = self.map_of("", evidence)
             results.setdefault(self.name, tube)
