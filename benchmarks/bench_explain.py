@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
-from benchmarks.measure import interleaved, paired_overhead, row
+from benchmarks.measure import interleaved, open_session, paired_overhead, row
 from torch.export.pt2_archive._package import package_pt2
 
 import clipsight
@@ -97,12 +96,7 @@ def _run_file(path: Path, clip: torch.Tensor) -> Callable:
 
 
 def _session(path: Path, clip: torch.Tensor) -> Callable:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # The threads of a session go on spinning after a run; here that would slow the other session's turn.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = clipsight.onnx_session(path, options=options)
-    feed = {"clip": clip.numpy()}
+    session, feed = open_session(path), {"clip": clip.numpy()}
     return lambda: session.run(None, feed)
 
 

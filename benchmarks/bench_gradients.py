@@ -29,9 +29,8 @@ import onnx.utils
 import torch
 from benchmarks import bench_explain, gradient_peers
 from benchmarks.bench_explain import _run_file
-from benchmarks.bench_pyramid import _session
 from benchmarks.gradient_peers import HIGH, LAYERS, LOW, METHODS
-from benchmarks.measure import interleaved, paired_overhead, row
+from benchmarks.measure import interleaved, open_session, paired_overhead, row
 
 import clipsight
 from clipsight import models, reference
@@ -134,6 +133,10 @@ def _peers(name: str, method: str, modules, clip: torch.Tensor, path: Path) -> I
             result |= {"our_extra_ms": round(head, 3), "extra_over_ours": round(times, 1)}
             result |= {"must_reach": f"extra >= {CAM_TIMES}x ours", "met": times >= CAM_TIMES}
         yield result
+        if method != "grad_cam":
+            ours, theirs = interleaved(_run_file(path, clip), call, max(PAIRS[method] // batch, 3), 1)
+            case = f"{method}, {name}, batch {batch}, ONNX Runtime beside {library}"
+            yield row(case, ours, theirs, library, bound=">= 1", threads=torch.get_num_threads())
 
 
 def _selective_step(format_name: str, plain_ms: float, folder: Path) -> dict:
@@ -162,7 +165,7 @@ def _behind_the_network(path: Path, clip: torch.Tensor) -> Callable:
     read = {name for node in head for name in node.input}
     crossing = [name for node in network for name in node.output if name in read]
     part = onnx.utils.Extractor(model).extract_model(crossing, [model.graph.output[1].name])
-    session = _session(part.SerializeToString())
+    session = open_session(part.SerializeToString())
     feed = {}
     for value in part.graph.input:
         shape = [clip.shape[0], *(axis.dim_value for axis in value.type.tensor_type.shape.dim[1:])]

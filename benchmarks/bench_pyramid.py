@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
-from benchmarks.measure import interleaved, row
+from benchmarks.measure import interleaved, open_session, row
 from torch.utils.flop_counter import FlopCounterMode
 
 import clipsight
@@ -63,7 +62,7 @@ def _of_network(name: str, folder: Path) -> Iterator[dict]:
         for output, value in found.items():
             differing = (value != expected[output].numpy()).mean() if output != "logits" else 0
             assert differing < 1e-3, f"{output}: {differing:.2%} of the selection differs"
-        forward = functools.partial(_session(files[1]).run, None, {"clip": clip.numpy()})
+        forward = functools.partial(open_session(files[1]).run, None, {"clip": clip.numpy()})
         ours = interleaved(back_step, lambda: None, 60, warmup=10)[0]
         theirs = interleaved(forward, lambda: None, 5, warmup=1)[0]
         result = row(f"back-step, {name}, ONNX Runtime, {kind}", ours, theirs, "the network's forward")
@@ -90,15 +89,15 @@ def _back_step(path: Path, clip: np.ndarray):
     read = {name for node in head for name in node.input}
     weights = {tensor.name for tensor in model.graph.initializer}
     crossing = [name for node in network for name in node.output if name in read]
-    outputs = [value.name for value in model.graph.output if value.name not in crossing][1:]
-    handed_on = _session(_with_outputs(model, network, crossing)).run(None, {"clip": clip})
+    outputs = [value.name for value in model.graph.output[1:] if value.name not in crossing]
+    handed_on = open_session(_with_outputs(model, network, crossing)).run(None, {"clip": clip})
     feed = dict(zip(crossing, handed_on, strict=True)) | ({"clip": clip} if "clip" in read else {})
     types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
     inputs = [onnx.helper.make_tensor_value_info(name, types[name], feed[name].shape) for name in feed]
     values = [value for value in model.graph.output if value.name in outputs]
     kept = [tensor for tensor in model.graph.initializer if tensor.name in read and tensor.name in weights]
     alone = onnx.helper.make_graph(head, "back_step", inputs, values, kept)
-    session = _session(_model(model, alone))
+    session = open_session(_model(model, alone))
     return lambda: session.run(None, feed), dict(zip(outputs, session.run(None, feed), strict=True))
 
 
@@ -114,18 +113,6 @@ def _model(like, graph) -> bytes:
     return onnx.helper.make_model(
         graph, opset_imports=opsets, ir_version=like.ir_version, functions=functions
     ).SerializeToString()
-
-
-def _session(model: Path | bytes):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(model, Path):
-        return clipsight.onnx_session(model, options=options)
-    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-        file.write(model)
-        file.flush()
-        return clipsight.onnx_session(file.name, options=options)
 
 
 def _run(module, clip) -> tuple:

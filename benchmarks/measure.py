@@ -5,10 +5,31 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
+
+import clipsight
+from clipsight.onnx_runtime import session_options
+
+
+def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session as the package opens them, but for its threads.
+
+    They go on spinning after a run; here that would slow the other side's turn.
+    """
+    if isinstance(model, bytes):
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(model)
+            file.flush()
+            return open_session(Path(file.name))
+    options = session_options()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return clipsight.onnx_session(model, options=options)
 
 
 def interleaved(ours: Callable, baseline: Callable, pairs: int = 40, warmup: int = 3) -> tuple[list, list]:

@@ -45,8 +45,7 @@ def onnx_session(
     if not os.path.exists(path):
         raise FileNotFoundError(f"onnx_session: path must be a file, got '{path}', which does not exist")
     if options is None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: its warnings are notes on graph optimisation
+        options = session_options()
     if threads is not None:
         options.intra_op_num_threads = threads
     missing = _register(options)
@@ -60,6 +59,18 @@ def onnx_session(
                 f"onnx_session: '{path}' has ops of clipsight, whose library must be registered. {missing}"
             ) from error
         raise LoadError(f"onnx_session: ONNX Runtime could not read '{path}': {error}") from error
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """The options of a session, where none are given."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: its warnings are notes on graph optimisation
+    # One block for a whole run, which this would lay out, holds every tensor of the forward pass and of the walk back
+    # at once. Without it a file with a gradient head needs much less memory and no more time.
+    options.enable_mem_pattern = False
+    return options
 
 
 def _register(options) -> str | None:

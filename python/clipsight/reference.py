@@ -172,8 +172,8 @@ def selective_relevance(
     prescale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """[...,T,H,W] -> (volume * mask, motion share [...]); the mask keeps voxels with |Sobel| > n_sigma * sigma."""
-    relevance = _compute(volume)
-    relevance = relevance + _nan_if_not_finite(relevance)
+    nan = _nan_if_not_finite(_compute(volume))
+    relevance = _compute(volume) + nan
     if prescale:
         low, high = relevance.amin(VOLUME, True), relevance.amax(VOLUME, True)
         peak = torch.maximum(low.abs(), high.abs())
@@ -183,7 +183,7 @@ def selective_relevance(
     sigma = spread.double().std(VOLUME, correction=min(_voxels(volume) - 1, 1), keepdim=True)
     peak = relevance.abs().amax(VOLUME, True)
     mask = _mask(g, sigma, peak, n_sigma, sign, noise_floor(volume.dtype))
-    motion = torch.where(mask, relevance, _nan_if_not_finite(relevance))
+    motion = torch.where(mask, relevance, nan)
     return motion.to(volume.dtype), _share(relevance, mask)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import __version__
 from .manifest import LoadError, Manifest, OptionInput, read_manifest
+from .onnx_runtime import onnx_session, session_options
 
 __all__ = ["LoadError", "Loaded", "load"]
 
@@ -188,15 +189,12 @@ class _Onnx:
         except ImportError as error:
             raise LoadError(f"load: '.onnx' needs the extra 'onnx': pip install 'clipsight[onnx]' ({error})") from error
         onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are notes on graph optimisation
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options()
         if threads is not None:
             options.intra_op_num_threads = threads
         providers = _providers(onnxruntime, device)
         if manifest.plugin.required:
             _check_version(manifest)
-            from .onnx_runtime import onnx_session
-
             self.session = onnx_session(path, providers, options=options)
         else:
             try:

@@ -113,5 +113,4 @@ MAPS = {
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
     """a / b, and 0 where b is 0 or so small that it could not be told from it."""
-    nothing = b.abs() <= 1e-30
-    return torch.where(nothing, 0.0, a / torch.where(nothing, 1.0, b))
+    return a / torch.where(b.abs() > 1e-30, b, math.inf)
