@@ -44,6 +44,22 @@ def program(tmp_path_factory):
     return built
 
 
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> dict[str, Path]:
+    """Three videos of other sizes and lengths, by name."""
+    import evaluated
+
+    return evaluated.write_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of `evaluated.NET` can be imported, from the working directory."""
+    import evaluated
+
+    evaluated.go_where_networks_are(tmp_path, monkeypatch)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `gpu` are skipped where they cannot run; CLIPSIGHT_REQUIRE_CUDA=1 makes that a failure."""
     if item.get_closest_marker("gpu") is None:

@@ -10,7 +10,8 @@ other sizes are those of the call and become constants of a trace.
 Two of them have a second form for ONNX, chosen by what ONNX Runtime's CPU kernels are good at. A convolution of stride
 1 goes back as a convolution with the flipped kernel, 10 to 25 % faster there than a transposed one (at stride 2 the
 transposed one wins); ONNX Runtime flips the weights once, when it loads the file. Torch would flip them in every call,
-and a frozen TorchScript would hold them twice. And a max pooling goes back without indices, 2 to 3 times as fast there.
+and a frozen TorchScript would hold them twice. How it is then convolved is said in :mod:`clipsight.backward.convolve`.
+And a max pooling goes back without indices, 2 to 3 times as fast there.
 
 Source: V. Dumoulin and F. Visin, "A guide to convolution arithmetic for deep learning", 2016, chapter 4.
 """
@@ -24,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .convolve import convolve
+
 Ints = int | Sequence[int]
 
 
@@ -35,6 +38,7 @@ def conv_adjoint(
     padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
+    exact: bool = True,
 ) -> Tensor:
     """What `conv(x, weight, stride, padding, dilation, groups)` sends back to `x`.
 
@@ -44,6 +48,7 @@ def conv_adjoint(
         input_size: lengths of the axes of `x` behind the channels.
         stride, padding, dilation, groups: of the convolution; numbers, or one for each axis. Padding is that in front
             of `x`; the sizes tell how much there was behind it.
+        exact: as in `convolve`.
 
     Returns:
         `[B, C_in, *input_size]`.
@@ -60,7 +65,7 @@ def conv_adjoint(
         else:
             g, inside = F.pad(g, [m for pair in reversed(margins) for m in pair]), 0
         kernel = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(tuple(range(2, axes + 2)))
-        return (F.conv3d if axes == 3 else F.conv2d)(g, kernel, None, 1, inside, dilation, groups)
+        return convolve(g, kernel, 1, inside, dilation, groups, exact)
     lengths = zip(input_size, out, stride, padding, reach, strict=True)
     missed = [n - ((o - 1) * s - 2 * p + r + 1) for n, o, s, p, r in lengths]
     behind = [max(length, 0) for length in missed]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import adjoints
+from .convolve import convolve
 
 if TYPE_CHECKING:
     from .walk import Local
@@ -30,14 +31,13 @@ def by_rows(function: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
 
 def _convolve(at: Local, x: Tensor, weight: Tensor | None) -> Tensor:
     weight = at.weight if weight is None else weight
-    convolve = F.conv3d if weight.dim() == 5 else F.conv2d
-    return convolve(x, weight, None, at["stride"], at["padding"], at["dilation"], at["groups"])
+    return convolve(x, weight, at["stride"], at["padding"], at["dilation"], at["groups"])
 
 
 def _convolve_back(at: Local, g: Tensor, weight: Tensor | None) -> Tensor:
     weight = at.weight if weight is None else weight
-    options = (_padding(at, weight), at["dilation"], at["groups"])
-    return by_rows(lambda g: adjoints.conv_adjoint(g, weight, at.op.shapes[0][1:], at["stride"], *options), g)
+    options = (at.op.shapes[0][1:], at["stride"], _padding(at, weight), at["dilation"], at["groups"])
+    return by_rows(lambda g: adjoints.conv_adjoint(g, weight, *options, exact=at.rules.divides), g)
 
 
 def _padding(at: Local, weight: Tensor) -> list[int] | int:

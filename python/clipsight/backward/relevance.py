@@ -121,6 +121,7 @@ class DeepTaylorRules(Rules):
     method: ClassVar[str] = "deep Taylor decomposition"
     table: ClassVar[Mapping[str, Rule]] = DEEP_TAYLOR
     folds: ClassVar[bool] = True
+    divides: ClassVar[bool] = True
 
     def box(self, clip: Tensor) -> tuple[Tensor, Tensor]:
         """Volumes like the clip of the least and largest values."""
@@ -140,3 +141,4 @@ class EpsilonRules(Rules):
     method: ClassVar[str] = "epsilon-LRP"
     table: ClassVar[Mapping[str, Rule]] = EPSILON
     folds: ClassVar[bool] = True
+    divides: ClassVar[bool] = True

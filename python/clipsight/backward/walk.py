@@ -56,6 +56,7 @@ class Rules:
     method: ClassVar[str]
     table: ClassVar[Mapping[str, Rule]]
     folds: ClassVar[bool] = False  # batch norms into the convolution in front of them
+    divides: ClassVar[bool] = False  # by what may be tiny, and rounding errors around it are not
     derivative: ClassVar[bool] = False  # what the rules say is the derivative, so that autograd knows the rest
 
     def describe_missing(self) -> str:

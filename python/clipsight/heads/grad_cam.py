@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor
 from ..backward.gradient import Gradient
 from ..backward.places import Place
 from ..backward.walk import Rules
-from .base import EXTRAS, Evidence, Head, check_choice, check_map_options
+from .base import EXTRAS, Evidence, check_choice, check_map_options
+from .cam_head import CamHead
 from .relevance import Cam
 
 
 @dataclass(frozen=True)
-class GradCAM(Head):
+class GradCAM(CamHead):
     """Where a layer's features speak for a class: `relu(sum_c w_c A_c)`, `w_c` the mean of `d(logit) / d(A_c)`.
 
     Only what comes behind the layer is walked back; in front of a global pooling and a linear layer, where the mean
@@ -71,22 +72,6 @@ class GradCAM(Head):
     def _closed(self, linear: bool) -> bool:
         """Whether the mean gradient is known without a walk."""
         return linear and self.place == Place() and self.weights_over == "thw"
-
-    def compute(self, evidence: Evidence) -> dict[str, Tensor]:
-        results = {}
-        if self.size == "features":
-            results[self.name] = self.relevance(evidence)[""].small(evidence.ops)
-        if self.size != "features" or self.extras:
-            tube = self.map_of("", evidence)
-            results.setdefault(self.name, tube)
-            results |= {f"{self.name}_{e}": EXTRAS[e][1](tube) for e in self.extras}
-        return results
-
-    def maps(self) -> tuple[str, ...]:
-        return ("",)
-
-    def key(self) -> GradCAM:
-        return replace(self, extras=(), size="clip" if self.size == "features" else self.size)
 
     def relevance(self, evidence: Evidence) -> dict[str, Cam]:
         features, weight = self._weighted(evidence)

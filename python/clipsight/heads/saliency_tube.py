@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..pyramid import Layer
-from .base import EXTRAS, Evidence, Head, check_choice, check_map_options, top_count
+from .base import EXTRAS, Evidence, check_choice, check_map_options, top_count
+from .cam_head import CamHead
 from .relevance import Cam
 
 
 @dataclass(frozen=True)
-class SaliencyTube(Head):
+class SaliencyTube(CamHead):
     """Where in space and time the network looked for a class.
 
     `cam = sum of W[class, c] * features[c]` over the channels with `W[class, c] >= threshold` (Eq. 1-2; raw weights,
@@ -79,23 +80,6 @@ class SaliencyTube(Head):
             return self
         low, high = weight.min().item(), weight.max().item()
         return replace(self, threshold=low + self.threshold * (high - low), threshold_scale="raw")
-
-    def compute(self, evidence: Evidence) -> dict[str, Tensor]:
-        small = self.size == "features"
-        results = {}
-        if small:
-            results[self.name] = self.relevance(evidence)[""].small(evidence.ops)
-        if not small or self.extras:
-            tube = self.map_of("", evidence)
-            results.setdefault(self.name, tube)
-            results |= {f"{self.name}_{e}": EXTRAS[e][1](tube) for e in self.extras}
-        return results
-
-    def maps(self) -> tuple[str, ...]:
-        return ("",)
-
-    def key(self) -> SaliencyTube:
-        return replace(self, extras=(), size="clip" if self.size == "features" else self.size)
 
     def relevance(self, evidence: Evidence) -> dict[str, Cam]:
         return {
