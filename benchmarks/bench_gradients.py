@@ -57,7 +57,7 @@ BOUNDS = {
     **{(name, "guided_backprop", ".onnx"): 2.4 for name in LAYERS},
     **{(name, "deep_taylor", ".onnx"): 3.5 for name in LAYERS},
 }
-PAIRS = {"grad_cam": 16, "guided_backprop": 6, "deep_taylor": 5}
+PAIRS = {"grad_cam": 32, "guided_backprop": 6, "deep_taylor": 5}
 STEPS = ("TorchScript, fused ops", "ONNX Runtime, fused ops", "ONNX Runtime, plain ops")
 CAM_TIMES, STEP_MS, STEP_SHARE, MEMORY = 50, 1.0, 0.01, 1.5
 
