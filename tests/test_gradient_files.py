@@ -101,8 +101,20 @@ def vision_transformer():
     return networks.seeded(lambda: MViT((32, 32), 8, blocks, num_classes=5, **options))
 
 
-def slow_grad_cam(network, layer: str, clip: torch.Tensor, classes: torch.Tensor, grid) -> torch.Tensor:
-    """By autograd, from the tokens of a layer but the first, without ReLU: `[N, M, t, h, w]`."""
+@pytest.fixture(scope="module")
+def window_transformer():
+    """A small Swin3D: attention in windows, shifted in every other block; channels last inside."""
+    if importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    from clipsight.models.beside_torchvision import import_torchvision
+
+    swin = import_torchvision().models.video.SwinTransformer3d
+    windows = {"patch_size": [2, 4, 4], "window_size": [2, 3, 3], "depths": [2, 2], "num_heads": [2, 2]}
+    return networks.seeded(lambda: swin(embed_dim=12, num_classes=5, **windows))
+
+
+def slow_grad_cam(network, layer: str, clip: torch.Tensor, classes: torch.Tensor, as_grid) -> torch.Tensor:
+    """By autograd, without ReLU: `[N, M, t, h, w]`; `as_grid` makes `[N, C, t, h, w]` of the layer's output."""
     kept = {}
     hook = network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: kept.update(x=output))
     logits = network(clip)
@@ -110,23 +122,40 @@ def slow_grad_cam(network, layer: str, clip: torch.Tensor, classes: torch.Tensor
     cams = []
     for chosen in classes.unbind(1):
         score = logits.gather(1, chosen[:, None]).sum()
-        gradient = torch.autograd.grad(score, kept["x"], retain_graph=True)[0][:, 1:]
-        cams.append((kept["x"][:, 1:] * gradient.mean(1, keepdim=True)).sum(2).unflatten(1, grid))
+        gradient = as_grid(torch.autograd.grad(score, kept["x"], retain_graph=True)[0])
+        cams.append((as_grid(kept["x"]) * gradient.mean((2, 3, 4), keepdim=True)).sum(1))
     return torch.stack(cams, 1).detach()
 
 
-def test_grad_cam_of_a_transformer(vision_transformer, tmp_path):
-    """The tokens that the last attention reads, through the recorded gradient of attention, in eager and as a file."""
-    clip = networks.clip(2, (8, 32, 32))
-    model = clipsight.explain(vision_transformer, GradCAM(size="features", relu=False), clip, "top2")
-    logits, cam = model(clip)
-    wanted = slow_grad_cam(vision_transformer, "blocks.1.norm1", clip, logits.topk(2, 1).indices, cam.shape[2:])
-    assert (cam - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    assert (cam.roll(1, 1) - wanted).abs().max() > 0.1 * wanted.abs().max()  # the classes are told apart
-    clipsight.export(model, tmp_path / "x.pt")
-    again = networks.clip(3, (8, 32, 32), seed=9)
-    for got, want in zip(clipsight.load(tmp_path / "x.pt")(again), model(again), strict=True):
+def assert_grad_cam(network, layer: str | None, reads: str, as_grid, path) -> None:
+    """Eager and as a file, at other batches than the one that it was attached with; the classes are told apart."""
+    model = clipsight.explain(
+        network, GradCAM(layer, size="features", relu=False), networks.clip(2, (8, 32, 32)), "top2"
+    )
+    for batch in (1, 2, 3):
+        clip = networks.clip(batch, (8, 32, 32), seed=batch)
+        logits, cam = model(clip)
+        wanted = slow_grad_cam(network, reads, clip, logits.topk(2, 1).indices, as_grid)
+        assert (cam - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        assert (cam.roll(1, 1) - wanted).abs().max() > 0.1 * wanted.abs().max()
+    clipsight.export(model, path)
+    for got, want in zip(clipsight.load(path)(clip), model(clip), strict=True):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_grad_cam_of_a_transformer(vision_transformer, tmp_path):
+    """The tokens that the last attention reads, through the recorded gradient of attention."""
+
+    def as_grid(tokens):
+        return tokens[:, 1:].transpose(1, 2).unflatten(2, (4, 8, 8))
+
+    assert_grad_cam(vision_transformer, None, "blocks.1.norm1", as_grid, tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("layer", ["features.0", "features.2.0.norm2"])
+def test_grad_cam_inside_a_transformer_of_windows(window_transformer, tmp_path, layer):
+    """Where channels come last, as linear layers and layer norms leave them."""
+    assert_grad_cam(window_transformer, layer, layer, lambda x: x.movedim(-1, 1), tmp_path / "x.pt")
 
 
 def test_a_relevance_method_says_what_it_lacks(vision_transformer):

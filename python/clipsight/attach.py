@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from .backward.places import Place, find_place, token_grid
+from .backward.places import Place, channels_first, find_place, token_grid
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
 from .dataflow import AttachError, follow_sizes, name_of, op_of, stack_of, where, without_mutation
@@ -59,6 +59,7 @@ _CONVOLUTION = {aten.conv3d.default, aten.conv2d.default, aten.conv1d.default, a
 _ADAPTIVE_POOL = {aten.adaptive_avg_pool3d.default, aten.adaptive_avg_pool2d.default}
 _WINDOW_POOL = {aten.avg_pool3d.default, aten.avg_pool2d.default}
 _MEAN = {aten.mean.dim}
+_AXES = {aten.permute.default}
 _POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
 
 
@@ -215,7 +216,7 @@ def _pooling_input(graph: torch.fx.Graph, classifier: Classifier) -> Node:
         source = node.args[0]
         rank = source.meta["val"].dim()
         if rank in (4, 5) and node.target in _MEAN and _dims(node) == set(range(1, rank - 1)):
-            return _channels_first(graph, source)
+            return channels_first(graph, source)
         if node.target in _MEAN and _dims(node) != set(range(2, source.meta["val"].dim())):
             source = None
     elif classifier.node.target in _CONVOLUTION:
@@ -247,19 +248,10 @@ def _is_linear(logits: Node, features: Node) -> bool:
     """Whether only averages and one layer's weights lie between the features and the logits."""
     node = logits
     while node is not features:
-        if node.target in _CURVED or node.target not in _TRANSPARENT | _POOL | _LINEAR | _CONVOLUTION:
+        if node.target in _CURVED or node.target not in _TRANSPARENT | _POOL | _LINEAR | _CONVOLUTION | _AXES:
             return False
         node = node.args[0]
     return True
-
-
-def _channels_first(graph: torch.fx.Graph, source: Node) -> Node:
-    rank = source.meta["val"].dim()
-    order = [0, rank - 1, *range(1, rank - 1)]
-    with graph.inserting_after(source):
-        moved = graph.call_function(aten.permute.default, (source, order))
-    moved.meta["val"] = source.meta["val"].permute(order)
-    return moved
 
 
 def _output_of(graph: torch.fx.Graph, path: str) -> Node:

@@ -103,7 +103,9 @@ def free_batch(graph: Graph) -> None:
 _METHODS = {
     aten.reshape.default: "reshape",
     aten.expand.default: "expand",
+    aten.as_strided.default: "as_strided",
     aten.new_zeros.default: "new_zeros",
+    aten.new_full.default: "new_full",
 }
 _FUNCTIONS = {aten.zeros.default: torch.zeros, aten.full.default: torch.full, aten.ones.default: torch.ones}
 

@@ -25,9 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .convolve import convolve
-
-Ints = int | Sequence[int]
+from .convolve import Ints, convolve, each
 
 
 def conv_adjoint(
@@ -54,7 +52,7 @@ def conv_adjoint(
         `[B, C_in, *input_size]`.
     """
     axes = len(input_size)
-    stride, padding, dilation = (_each(value, axes) for value in (stride, padding, dilation))
+    stride, padding, dilation = (each(value, axes) for value in (stride, padding, dilation))
     out = _sizes(g)
     reach = [d * (k - 1) for d, k in zip(dilation, _sizes(weight), strict=True)]
     # Few input channels make few outputs of a costly convolution: there the transposed one does less.
@@ -96,9 +94,9 @@ def avg_pool_adjoint(
         `[B, C, *input_size]`.
     """
     axes = len(input_size)
-    kernel, padding = _each(kernel, axes), _each(padding, axes)
+    kernel, padding = each(kernel, axes), each(padding, axes)
     windows = []
-    for n, out, k, s, p in zip(input_size, _sizes(g), kernel, _each(stride, axes, kernel), padding, strict=True):
+    for n, out, k, s, p in zip(input_size, _sizes(g), kernel, each(stride, axes, kernel), padding, strict=True):
         starts = [o * s - p for o in range(out)]
         bounds = [(max(start, 0), min(start + k, n)) for start in starts]
         counts = [min(a + k, n + p) - a for a in starts] if count_include_pad else [b - a for a, b in bounds]
@@ -143,8 +141,8 @@ def max_pool_adjoint(
         `[M * B, C, *input_size]`.
     """
     axes = x.dim() - 2
-    kernel = _each(kernel, axes)
-    stride, padding, dilation = _each(stride, axes, kernel), _each(padding, axes), _each(dilation, axes)
+    kernel = each(kernel, axes)
+    stride, padding, dilation = each(stride, axes, kernel), each(padding, axes), each(dilation, axes)
     g = g.unflatten(0, (-1, x.shape[0]))
     if torch.onnx.is_in_onnx_export():
         return _max_pool_adjoint_by_axis(g, x, kernel, stride, padding, dilation).flatten(0, 1)
@@ -213,14 +211,6 @@ def _spread(g: Tensor, input_size: Sequence[int], windows: list[list[tuple[int, 
         rest = _sizes(g)[axis - 1 :]
         g = (matrix @ g.flatten(axis + 1)).unflatten(-1, rest) if rest else g @ matrix.T
     return g
-
-
-def _each(value: Ints | None, axes: int, otherwise: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """One number for each axis."""
-    if value is None or value == [] or value == ():
-        return otherwise
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
-    return numbers * axes if len(numbers) == 1 else numbers
 
 
 def _sizes(tensor: Tensor) -> list[int]:

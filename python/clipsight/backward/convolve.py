@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Ints = int | Sequence[int]
+
 MIN_CHANNELS = 16  # with fewer there is too little to do for one more pass over the clip
 
 
 def convolve(
     x: Tensor,
     weight: Tensor,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     exact: bool = True,
 ) -> Tensor:
@@ -40,24 +42,27 @@ def convolve(
     Returns:
         `[B, C_out, *output_size]`.
     """
-    plain = all(set(_list(value)) == {1} for value in (stride, dilation)) and groups == 1
+    axes = weight.dim() - 2
+    plain = {*each(stride, axes), *each(dilation, axes), groups} == {1} and not isinstance(padding, str)
     wide = min(int(n) for n in weight.shape[:2]) >= MIN_CHANNELS
-    if not (torch.onnx.is_in_onnx_export() and weight.dim() == 5 and plain and wide) or isinstance(padding, str):
-        return (F.conv3d if weight.dim() == 5 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
-    in_time, *in_frame = [*_list(padding)] * (1 if len(_list(padding)) == 3 else 3)
+    if not (torch.onnx.is_in_onnx_export() and axes == 3 and plain and wide):
+        return (F.conv3d if axes == 3 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
+    in_time, *in_frame = each(padding, axes)
     taps, frames = int(weight.shape[2]), int(x.shape[2]) + 2 * in_time - int(weight.shape[2]) + 1
     form = _by_four_products if taps == 3 and frames > 1 and not exact else _side_by_side
     return form(x.transpose(1, 2), weight, in_time, in_frame, taps, frames).transpose(1, 2)
 
 
-def _side_by_side(x: Tensor, weight: Tensor, in_time: int, in_frame: list[int], taps: int, frames: int) -> Tensor:
+def _side_by_side(x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], taps: int, frames: int) -> Tensor:
     """`[B, T, C, h, w]` -> `[B, frames, C_out, h, w]`."""
     x = F.pad(x, (0, 0, 0, 0, 0, 0, in_time, in_time)) if in_time else x
     x = torch.cat([x[:, j : j + frames] for j in range(taps)], 2) if taps > 1 else x
     return F.conv2d(x.flatten(0, 1), weight.transpose(1, 2).flatten(1, 2), padding=in_frame).unflatten(0, (-1, frames))
 
 
-def _by_four_products(x: Tensor, weight: Tensor, in_time: int, in_frame: list[int], taps: int, frames: int) -> Tensor:
+def _by_four_products(
+    x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], taps: int, frames: int
+) -> Tensor:
     """The same for three taps: output frames 2i and 2i + 1 from input frames 2i to 2i + 3."""
     pairs = (frames + 1) // 2
     x = F.pad(x, (0, 0, 0, 0, 0, 0, in_time, in_time + 2 * pairs - frames))
@@ -71,5 +76,9 @@ def _by_four_products(x: Tensor, weight: Tensor, in_time: int, in_frame: list[in
     return y if frames % 2 == 0 else y[:, :frames]
 
 
-def _list(value) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def each(value: Ints | None, axes: int, otherwise: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """One number for each axis."""
+    if value is None or value == [] or value == ():
+        return otherwise
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    return numbers * axes if len(numbers) == 1 else numbers

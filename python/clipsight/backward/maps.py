@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import adjoints
-from .convolve import convolve
+from .convolve import convolve, each
 
 if TYPE_CHECKING:
     from .walk import Local
@@ -44,16 +44,8 @@ def _padding(at: Local, weight: Tensor) -> list[int] | int:
     """In numbers: `"same"` and `"valid"` are for kernels of odd length here, as in most networks."""
     if not isinstance(at["padding"], str):
         return at["padding"]
-    reach = [d * (k - 1) for d, k in zip(_each(at["dilation"], weight.dim() - 2), weight.shape[2:], strict=True)]
+    reach = [d * (k - 1) for d, k in zip(each(at["dilation"], weight.dim() - 2), weight.shape[2:], strict=True)]
     return [r // 2 for r in reach] if at["padding"] == "same" else 0
-
-
-def _each(value, axes: int):
-    return value if isinstance(value, (list, tuple)) and len(value) == axes else [*_list(value)] * axes
-
-
-def _list(value) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _dense(at: Local, x: Tensor, weight: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, op_of, stack_of, where
@@ -25,6 +26,8 @@ class Place(NamedTuple):
 
 CLIP = Place("")
 
+_BY_VALUE = ("add", "mul", "dropout", "relu", "gelu", "silu", "sigmoid", "contiguous", "clone", "alias", "slice")
+
 
 def find_place(graph: Graph, place: Place, features: Node, logits: Node) -> Node:
     """The node of a place.
@@ -44,6 +47,9 @@ def find_place(graph: Graph, place: Place, features: Node, logits: Node) -> Node
     behind = ancestors(logits)
     if place.layer is not None:
         node = _output_of(graph, place.layer)
+        if node.meta["val"].dim() > 3 and _has_channels_last(node):
+            node = channels_first(graph, node)
+            behind = ancestors(logits)
     elif features.meta["val"].dim() in (4, 5):
         node = features
     else:
@@ -58,6 +64,30 @@ def find_place(graph: Graph, place: Place, features: Node, logits: Node) -> Node
             f"explain: layer must be one that the class score depends on, on {_named(place, node)} it does not"
         )
     return node
+
+
+def channels_first(graph: Graph, node: Node) -> Node:
+    """A new node `[N, C, *size]` of one that is `[N, *size, C]`, between that and all that reads it."""
+    rank = node.meta["val"].dim()
+    moved = _permuted(graph, node, [0, rank - 1, *range(1, rank - 1)])
+    back = _permuted(graph, moved, [0, *range(2, rank), 1])
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not moved)
+    return moved
+
+
+def _permuted(graph: Graph, node: Node, order: list[int]) -> Node:
+    with graph.inserting_after(node):
+        moved = graph.call_function(torch.ops.aten.permute.default, (node, order))
+    moved.meta = {**node.meta, "val": node.meta["val"].permute(order)}
+    return moved
+
+
+def _has_channels_last(node: Node) -> bool:
+    """Whether what made it works on the last axis, as linear layers and layer norms do; sums are what they are of."""
+    op = op_of(node)
+    if op in ("linear", "layer_norm"):
+        return True
+    return op in _BY_VALUE and any(_has_channels_last(read) for read in node.all_input_nodes if read.op != "get_attr")
 
 
 def token_grid(graph: Graph, tokens: Node) -> tuple[int, int, int]:

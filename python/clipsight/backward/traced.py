@@ -83,7 +83,7 @@ def record(graph: Graph, logits: Node, stop: Node, numbers: Mapping[Node, int]) 
     inputs = [value if hasattr(value, "fake_mode") else fake.from_tensor(value, static_shapes=True) for value in inputs]
     # torch knows how to write its backward ops as forward ones; what it lacks stands at the end of this file.
     known = torch._decomp.decomposition_table.items()
-    table = {op: written for op, written in known if "backward" in str(op)} | _BACKWARD
+    table = {op: written for op, written in known if "backward" in str(op)} | _WRITTEN
     try:
         with torch.enable_grad(), torch.inference_mode(False), fake:
             module = make_fx(gradient, decomposition_table=table)(*inputs)
@@ -163,7 +163,20 @@ def _max_pool_back(g, x, kernel, stride, padding, dilation, ceil_mode, indices):
     return sent.unflatten(2, x.shape[2:])
 
 
-_BACKWARD = {
+def _pad(x, amounts, value=0):
+    """As torch does it, but that it does not read the batch size, which binds it."""
+    for i in range(len(amounts) // 2):
+        axis, margins = x.dim() - 1 - i, amounts[2 * i : 2 * i + 2]
+        cut = [max(-margin, 0) for margin in margins]
+        x = x.narrow(axis, cut[0], x.shape[axis] - sum(cut)) if any(cut) else x
+        sides = [[*x.shape[:axis], max(margin, 0), *x.shape[axis + 1 :]] for margin in margins]
+        before, after = ([x.new_full(side, value)] if side[axis] else [] for side in sides)
+        x = torch.cat([*before, x, *after], axis) if before or after else x
+    return x.clone()
+
+
+_WRITTEN = {
+    aten.constant_pad_nd.default: _pad,
     aten.convolution_backward.default: _convolution_back,
     aten.max_pool3d_with_indices_backward.default: _max_pool_back,
     aten.max_pool2d_with_indices_backward.default: _max_pool_back,
