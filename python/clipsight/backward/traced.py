@@ -149,6 +149,10 @@ def _between(graph: Graph, logits: Node, stop: Node) -> tuple[GraphModule, list[
         copy_size(node)
     for node in inside:
         copies[node] = part.node_copy(node, lambda n: copies[n])
+        if op_of(node).startswith("adaptive_avg_pool") and set(node.args[1]) == {1}:
+            # Where channels come last in memory it sets strides, whose gradient no exporter has.
+            axes = list(range(2, node.meta["val"].dim()))
+            copies[node].target, copies[node].args = aten.mean.dim, (copies[node].args[0], axes, True)
     part.output(copies[logits])
     return GraphModule(torch.nn.Module(), part), activations, parameters
 
