@@ -103,7 +103,6 @@ def free_batch(graph: Graph) -> None:
 _METHODS = {
     aten.reshape.default: "reshape",
     aten.expand.default: "expand",
-    aten.as_strided.default: "as_strided",
     aten.new_zeros.default: "new_zeros",
     aten.new_full.default: "new_full",
 }
