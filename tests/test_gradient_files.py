@@ -11,6 +11,7 @@ import torch
 import clipsight
 import networks
 from clipsight import DeepTaylor, ExportError, GradCAM, GuidedBackprop, LRPEpsilon, SelectiveRelevance
+from clipsight.backward import traced
 from clipsight.exporters.check import self_check
 from clipsight.exporters.program import Program
 
@@ -158,6 +159,13 @@ def test_grad_cam_inside_a_transformer_of_windows(window_transformer, tmp_path, 
     if file.endswith(".onnx"):
         pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     assert_grad_cam(window_transformer, layer, layer, lambda x: x.movedim(-1, 1), tmp_path / file)
+
+
+def test_a_gradient_of_one_batch_size_only_is_refused(window_transformer, monkeypatch):
+    """As torch's own padding has it."""
+    monkeypatch.delitem(traced._WRITTEN, torch.ops.aten.constant_pad_nd.default)
+    with pytest.raises(clipsight.AttachError, match="must be that of any batch size"):
+        clipsight.explain(window_transformer, GradCAM("features.0"), networks.clip(2, (8, 32, 32)))
 
 
 def test_a_relevance_method_says_what_it_lacks(vision_transformer):

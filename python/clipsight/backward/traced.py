@@ -91,6 +91,11 @@ def record(graph: Graph, logits: Node, stop: Node, numbers: Mapping[Node, int]) 
         raise AttachError(
             f"explain: the logits must have a derivative by '{op_of(stop)}' {where(stop)}, got {error}"
         ) from error
+    if inputs[0].shape[0].node.expr.is_number:
+        raise AttachError(
+            f"explain: the gradient by '{op_of(stop)}' {where(stop)} must be that of any batch size, but an op behind "
+            f"it is one for which torch binds the batch to {inputs[0].shape[0]}; a later layer may do"
+        )
     _sizes_from_batch(module.graph)
     free_batch(module.graph)
     follow_sizes(module.graph)
