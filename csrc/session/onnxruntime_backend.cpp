@@ -179,6 +179,8 @@ class OnnxRuntime final : public Backend {
     SessionOptions session(api_);
     check(api_.CreateSessionOptions(session.out()));
     check(api_.SetSessionLogSeverityLevel(session.get(), ORT_LOGGING_LEVEL_ERROR));
+    // One block for a whole run would hold every tensor of the forward pass and of the walk back at once.
+    check(api_.DisableMemPattern(session.get()));
     if (options.threads > 0) check(api_.SetIntraOpNumThreads(session.get(), options.threads));
     if (device_.kind == Device::cuda) add_cuda(session.get());
     if (manifest_.plugin_required) {
