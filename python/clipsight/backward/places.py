@@ -42,10 +42,10 @@ def find_place(graph: Graph, place: Place, features: Node, logits: Node) -> Node
         AttachError: the network runs no such module, it has no grid, no ReLU follows it, or the logits do not depend
             on it.
     """
-    if place == CLIP:
-        return next(iter(graph.find_nodes(op="placeholder")))
     behind = ancestors(logits)
-    if place.layer is not None:
+    if place == CLIP:
+        node = next(iter(graph.find_nodes(op="placeholder")))
+    elif place.layer is not None:
         node = _output_of(graph, place.layer)
         if node.meta["val"].dim() > 3 and _has_channels_last(node):
             node = channels_first(graph, node)

@@ -234,10 +234,10 @@ def find_backward(
         graph: without in-place ops.
         logits: `[N, K]`, where every walk starts.
         wanted: rules and the place of a stop, for each walk that a head wants.
-        stops: the nodes of these places, and of all others whose tensors a head reads.
+        stops: the nodes of these places, on which the logits depend, and of all others whose tensors a head reads.
 
     Raises:
-        AttachError: an op on the way has no rule, or a stop does not lead to the logits.
+        AttachError: an op on the way has no rule.
     """
     numbers = {node: i for i, node in enumerate(graph.nodes)}
     by_rules: dict[Rules, list[Node]] = {}
@@ -265,12 +265,6 @@ def _walk(graph: Graph, logits: Node, rules: Rules, stops: list[Node], numbers: 
 
 def _plan(graph: Graph, logits: Node, rules: Rules, stops: list[Node], numbers: dict[Node, int]) -> Walk:
     behind = ancestors(logits)
-    for stop in stops:
-        if stop not in behind:
-            raise AttachError(
-                f"explain: {rules.method} must start from a layer that the logits depend on, got '{op_of(stop)}' "
-                f"{where(stop)}, on which they do not"
-            )
     leads = set(stops)  # nodes that depend on a stop
     for node in graph.nodes:
         moves = not isinstance(node.meta.get("val"), (int, torch.SymInt))  # a tensor's size is no way to it
