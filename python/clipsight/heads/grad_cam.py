@@ -24,8 +24,9 @@ class GradCAM(CamHead):
     gradient is the classifier's weight over the number of voxels (Selvaraju et al., section 3.1), nothing is.
 
     Args:
-        layer: module path; its output is explained. By default the input of the global pooling; without one, the output
-            of the last convolution (conv5b in C3D), or for a transformer the tokens that its last attention reads.
+        layer: module path; its output is explained: a grid, channels first or (Swin) last, or its tokens. By default
+            the input of the global pooling; without one, the output of the last convolution (conv5b in C3D), or for a
+            transformer the tokens that its last attention reads.
         after_relu: explain what a ReLU behind `layer` makes of it.
         weights_over: average the gradient over `"thw"`, or over `"hw"` for weights of every frame.
         score: explain the `"logit"`, or the `"softmax"` probability, which falls when another class rises.
