@@ -3,7 +3,7 @@
 ONNX Runtime's CPU kernels are made for images: they have a layout of their own for them, and clips are unfolded into
 large matrices instead. So what an ONNX file convolves on the way back from the logits are images: every frame with
 those around it, side by side in its channels. And where that is allowed, two frames are made of four products instead
-of six, by Winograd's minimal filtering along time. On two cores with AVX2 that takes 0.95 to 0.8 and 0.7 to 0.55 of the
+of six, by Winograd's minimal filtering along time. On two cores with AVX2 that takes 0.95 to 0.8 and 0.9 to 0.55 of the
 time of the same convolution of clips.
 
 Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, section 4.1, F(2, 3).
