@@ -118,16 +118,16 @@ def _against_plain(name: str, method: str, suffix: str, path: Path, plain: Path,
 
 
 def _peers(name: str, method: str, modules, clip: torch.Tensor, path: Path) -> Iterator[dict]:
-    """How long the libraries take, beside the eager network; for Grad-CAM beside what follows the network in our file,
-    one with the fused op.
+    """How long the libraries take, beside the eager network and beside our file.
 
-    A difference of two forwards would be noise there.
+    For Grad-CAM beside what follows the network in a file with the fused op: two forwards would differ by noise.
     """
     batch = clip.shape[0]
+    pairs = max(PAIRS[method] // batch, 3)
     if method == "grad_cam":
         head = statistics.median(interleaved(_behind_the_network(path, clip), lambda: None, 60, warmup=10)[0])
     for library, call in gradient_peers.peers(method, name, modules, clip, _classes(modules, clip)).items():
-        theirs, plain = interleaved(call, functools.partial(_infer, modules, clip), max(PAIRS[method] // batch, 3), 1)
+        theirs, plain = interleaved(call, functools.partial(_infer, modules, clip), pairs, 1)
         overhead = paired_overhead(theirs, plain)[0]
         result = row(f"{method}, {name}, batch {batch}, {library}", theirs, plain, "plain forward, eager")
         result |= {"overhead": round(overhead, 4), "threads": torch.get_num_threads()}
@@ -137,7 +137,7 @@ def _peers(name: str, method: str, modules, clip: torch.Tensor, path: Path) -> I
             result |= {"must_reach": f"extra >= {CAM_TIMES}x ours", "met": times >= CAM_TIMES}
         yield result
         if method != "grad_cam":
-            ours, theirs = interleaved(_run_file(path, clip), call, max(PAIRS[method] // batch, 3), 1)
+            ours, theirs = interleaved(_run_file(path, clip), call, pairs, 1)
             case = f"{method}, {name}, batch {batch}, ONNX Runtime beside {library}"
             yield row(case, ours, theirs, library, bound=">= 1", threads=torch.get_num_threads())
 

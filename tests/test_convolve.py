@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from unittest import mock
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_images_give_what_clips_give(exact, data):
 def test_every_option_of_torch(options):
     x, weight = random(2, 32, 5, 7, 6), random(32, 32 // options.get("groups", 1), 3, 3, 3, seed=1)
     expected = F.conv3d(x, weight, **options)
-    for context in (for_onnx(), mock.patch.dict({})):
+    for context in (for_onnx(), contextlib.nullcontext()):
         with context:
             assert (convolve(x, weight, **options) - expected).abs().max() <= 1e-12 * expected.abs().max()
 

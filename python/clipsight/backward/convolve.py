@@ -48,21 +48,21 @@ def convolve(
     if not (torch.onnx.is_in_onnx_export() and axes == 3 and plain and wide):
         return (F.conv3d if axes == 3 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
     in_time, *in_frame = each(padding, axes)
-    taps, frames = int(weight.shape[2]), int(x.shape[2]) + 2 * in_time - int(weight.shape[2]) + 1
+    taps = int(weight.shape[2])
+    frames = int(x.shape[2]) + 2 * in_time - taps + 1
     form = _by_four_products if taps == 3 and frames > 1 and not exact else _side_by_side
-    return form(x.transpose(1, 2), weight, in_time, in_frame, taps, frames).transpose(1, 2)
+    return form(x.transpose(1, 2), weight, in_time, in_frame, frames).transpose(1, 2)
 
 
-def _side_by_side(x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], taps: int, frames: int) -> Tensor:
+def _side_by_side(x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], frames: int) -> Tensor:
     """`[B, T, C, h, w]` -> `[B, frames, C_out, h, w]`."""
     x = F.pad(x, (0, 0, 0, 0, 0, 0, in_time, in_time)) if in_time else x
+    taps = int(weight.shape[2])
     x = torch.cat([x[:, j : j + frames] for j in range(taps)], 2) if taps > 1 else x
     return F.conv2d(x.flatten(0, 1), weight.transpose(1, 2).flatten(1, 2), padding=in_frame).unflatten(0, (-1, frames))
 
 
-def _by_four_products(
-    x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], taps: int, frames: int
-) -> Tensor:
+def _by_four_products(x: Tensor, weight: Tensor, in_time: int, in_frame: Sequence[int], frames: int) -> Tensor:
     """The same for three taps: output frames 2i and 2i + 1 from input frames 2i to 2i + 3."""
     pairs = (frames + 1) // 2
     x = F.pad(x, (0, 0, 0, 0, 0, 0, in_time, in_time + 2 * pairs - frames))

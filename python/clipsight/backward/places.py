@@ -42,24 +42,22 @@ def find_place(graph: Graph, place: Place, features: Node, logits: Node) -> Node
         AttachError: the network runs no such module, it has no grid, no ReLU follows it, or the logits do not depend
             on it.
     """
-    behind = ancestors(logits)
     if place == CLIP:
         node = next(iter(graph.find_nodes(op="placeholder")))
     elif place.layer is not None:
         node = _output_of(graph, place.layer)
-        if node.meta["val"].dim() > 3 and _has_channels_last(node):
-            node = channels_first(graph, node)
-            behind = ancestors(logits)
     elif features.meta["val"].dim() in (4, 5):
         node = features
     else:
-        node = _last_grid(graph, behind)
+        node = _last_grid(graph, ancestors(logits))
     if place.after_relu:
         relus = [user for user in node.users if op_of(user) == "relu"]
         if not relus:
             raise AttachError(f"explain: after_relu needs a ReLU behind {_named(place, node)}, which has none")
         node = relus[0]
-    if node not in behind:
+    if place.layer and node.meta["val"].dim() > 3 and _has_channels_last(node):
+        node = channels_first(graph, node)
+    if node not in ancestors(logits):
         raise AttachError(
             f"explain: layer must be one that the class score depends on, on {_named(place, node)} it does not"
         )
