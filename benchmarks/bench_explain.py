@@ -90,13 +90,13 @@ def _explained_against_plain(explained, clip: torch.Tensor, folder: Path) -> Ite
 
 def _run_file(path: Path, clip: torch.Tensor) -> Callable:
     if path.suffix == ".onnx":
-        return _session(path, clip)
+        return _session(open_session(path), clip)
     loaded = clipsight.load(path)
     return lambda: loaded(clip)
 
 
-def _session(path: Path, clip: torch.Tensor) -> Callable:
-    session, feed = open_session(path), {"clip": clip.numpy()}
+def _session(session, clip: torch.Tensor) -> Callable:
+    feed = {"clip": clip.numpy()}
     return lambda: session.run(None, feed)
 
 
@@ -110,7 +110,7 @@ def _script(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) ->
 def _plain_onnx(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path, table=None) -> Callable:
     model = onnx.convert(module, (_batch_of_two(clip),), names, custom_translation_table=table)
     (folder / "head.onnx").write_bytes(model.SerializeToString())
-    return _session(folder / "head.onnx", clip)
+    return _session(clipsight.onnx_session(folder / "head.onnx"), clip)  # it runs alone: its threads may spin
 
 
 def _plugin_onnx(module: torch.nn.Module, clip: torch.Tensor, names, folder: Path) -> Callable:
