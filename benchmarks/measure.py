@@ -27,7 +27,7 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
             file.write(model)
             file.flush()
             return open_session(Path(file.name))
-    options = session_options()
+    options = session_options(model)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return clipsight.onnx_session(model, options=options)
 

@@ -84,7 +84,7 @@ class CSession:
     def __init__(self, path, runtime, plugin: str = "", threads: int = 0, **options) -> None:
         self.library = load_library()
         self.handle = c_uint64()
-        self.options = Options(1, threads, None, str(runtime).encode(), plugin.encode())
+        self.options = Options(2, threads, None, str(runtime).encode(), plugin.encode())
         for name, value in options.items():
             setattr(self.options, name, value)
         self.call("open", str(path).encode(), byref(self.options), byref(self.handle), handle=False)

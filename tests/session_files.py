@@ -107,6 +107,8 @@ def bad_files(good: Path, folder: Path) -> dict[str, tuple[Path, str, str]]:
         "deep JSON": (changed("deep", manifest="[" * 100000), "at most 64 levels"),
         "other kind": (changed("kind", kind="tensorrt"), "kind that this program has a back end for, got 'tensorrt'"),
         "torch": (folder / "good.pt", "got 'torchscript'; link the CMake target clipsight::torch"),
+        "session entries": (changed("entries", session={"one": 1}), "must be clipsight's JSON, got .* a string"),
+        "refused session entry": (changed("entry", session={"": "1"}), r"ONNX Runtime could not read .*[Kk]ey"),
         "damaged graph": (folder / "damaged.onnx", r"ONNX Runtime could not read .*NoSuchOp"),
         "other inputs": (changed("inputs", inputs=renamed), "must have the inputs of its manifest"),
         "other outputs": (changed("outputs", outputs=other), "must have the outputs of its manifest"),

@@ -14,6 +14,7 @@ from clipsight import DeepTaylor, ExportError, GradCAM, GuidedBackprop, LRPEpsil
 from clipsight.backward import traced
 from clipsight.exporters.check import self_check
 from clipsight.exporters.program import Program
+from clipsight.manifest import read_manifest
 
 SIZE = (8, 16, 16)
 BOX = {"low": -3.0, "high": 3.0}
@@ -41,6 +42,21 @@ def test_maps_on_demand(tmp_path, file):
     nothing = loaded(clip, classes, explain=torch.zeros(3, dtype=torch.bool))
     assert torch.allclose(nothing[0], expected[0], atol=1e-6)
     assert all(output.numel() == 0 for output in nothing[1:])
+
+
+@pytest.mark.parametrize("head, entries", [(GuidedBackprop(), {"session.disable_prepacking": "1"}), (GradCAM(), {})])
+def test_a_walk_to_the_clip_keeps_weights_once(tmp_path, head, entries):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    path = tmp_path / "x.onnx"
+    manifest = clipsight.export(explained(head), path, plain=tmp_path / "plain.onnx")
+    assert manifest.session == entries
+    assert read_manifest(tmp_path / "plain.onnx").session == {}
+    options = clipsight.onnx_session(path).get_session_options()
+    if entries:
+        assert options.get_session_config_entry("session.disable_prepacking") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="does not have"):
+            options.get_session_config_entry("session.disable_prepacking")
 
 
 class Changed:

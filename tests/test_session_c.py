@@ -185,8 +185,8 @@ def test_bad_files(broken):
 
 
 def test_bad_options(files, open_session):
-    with pytest.raises(CError, match=r"compiled with headers of ABI version 1.*, got 2"):
-        open_session("clip", abi=2)
+    with pytest.raises(CError, match=r"compiled with headers of ABI version 2.*, got 3"):
+        open_session("clip", abi=3)
     with pytest.raises(CError, match="device must be 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"):
         open_session("clip", device=b"tpu")
     with pytest.raises(CError, match="threads must be 0 or more, got -1"):
@@ -244,7 +244,7 @@ def test_bad_tensor(open_session, field, value, message):
 def test_null_pointers(open_session):
     session, array = open_session("clip"), clip()
     view, outputs = Tensor.of(array), (Tensor * 4)()
-    handle, options = c_uint64(7), Options(1, 0, None, None, None)
+    handle, options = c_uint64(7), Options(2, 0, None, None, None)
     calls = {
         "path must not be null": partial(session.call, "open", None, byref(options), byref(handle), handle=False),
         "session must not be null": partial(session.call, "open", b"x", None, None, handle=False),
@@ -312,7 +312,7 @@ def test_version():
     import clipsight
 
     assert library.clipsight_version().decode() == clipsight.__version__
-    assert library.clipsight_abi_version() == 1
+    assert library.clipsight_abi_version() == 2
 
 
 def test_the_message_belongs_to_the_thread(open_session):

@@ -229,6 +229,11 @@ const std::vector<Json>& Json::items() const {
   return items_;
 }
 
+const std::vector<std::string>& Json::names() const {
+  expect(Kind::object);
+  return names_;
+}
+
 const Json* Json::find(const char* name) const {
   expect(Kind::object);
   for (size_t i = 0; i < names_.size(); ++i) {

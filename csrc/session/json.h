@@ -22,6 +22,7 @@ class Json {
   int64_t integer() const;
   const std::string& string() const;
   const std::vector<Json>& items() const;
+  const std::vector<std::string>& names() const;  // of an object's members
   const Json& at(const char* name) const;
   const Json* find(const char* name) const;  // nullptr: no such member
 

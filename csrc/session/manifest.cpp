@@ -118,6 +118,9 @@ Manifest read_manifest(const Json& json) {
     for (const Json& label : labels.items()) m.labels.push_back(label.string());
   }
   if (const Json& p = json.at("preprocessing"); !p.is_null()) m.preprocessing = read_preprocessing(p);
+  if (const Json* session = json.find("session")) {
+    for (const std::string& key : session->names()) m.session.emplace_back(key, session->at(key.c_str()).string());
+  }
   const Json& plugin = json.at("plugin");
   m.plugin_required = plugin.at("required").boolean();
   m.plugin_library = text_or_empty(plugin, "library");

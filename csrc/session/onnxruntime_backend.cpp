@@ -181,6 +181,9 @@ class OnnxRuntime final : public Backend {
     check(api_.SetSessionLogSeverityLevel(session.get(), ORT_LOGGING_LEVEL_ERROR));
     // One block for a whole run would hold every tensor of the forward pass and of the walk back at once.
     check(api_.DisableMemPattern(session.get()));
+    for (const auto& [key, value] : manifest_.session) {
+      check(api_.AddSessionConfigEntry(session.get(), key.c_str(), value.c_str()));
+    }
     if (options.threads > 0) check(api_.SetIntraOpNumThreads(session.get(), options.threads));
     if (device_.kind == Device::cuda) add_cuda(session.get());
     if (manifest_.plugin_required) {

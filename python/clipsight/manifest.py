@@ -127,6 +127,7 @@ class Manifest:
         self_check: what export measured when it compared the file with the eager model.
         option_inputs: the inputs after the clip and the classes, in order.
         options: how the file was exported: `frames`, `output`, `optional`, `half`, `plugin`.
+        session: configuration entries for an ONNX Runtime session of the file.
     """
 
     kind: str
@@ -150,6 +151,7 @@ class Manifest:
     self_check: dict[str, Any] | None = None
     option_inputs: tuple[OptionInput, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    session: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .libraries import get_library_path
-from .manifest import LoadError
+from .manifest import LoadError, read_manifest
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -45,7 +45,7 @@ def onnx_session(
     if not os.path.exists(path):
         raise FileNotFoundError(f"onnx_session: path must be a file, got '{path}', which does not exist")
     if options is None:
-        options = session_options()
+        options = session_options(path)
     if threads is not None:
         options.intra_op_num_threads = threads
     missing = _register(options)
@@ -61,8 +61,8 @@ def onnx_session(
         raise LoadError(f"onnx_session: ONNX Runtime could not read '{path}': {error}") from error
 
 
-def session_options() -> onnxruntime.SessionOptions:
-    """The options of a session, where none are given."""
+def session_options(path: str | os.PathLike) -> onnxruntime.SessionOptions:
+    """The options of a session of this model, where none are given."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -70,6 +70,12 @@ def session_options() -> onnxruntime.SessionOptions:
     # One block for a whole run, which this would lay out, holds every tensor of the forward pass and of the walk back
     # at once. Without it a file with a gradient head needs much less memory and no more time.
     options.enable_mem_pattern = False
+    try:
+        entries = read_manifest(path).session
+    except LoadError:  # another model
+        entries = {}
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     return options
 
 

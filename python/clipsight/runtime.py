@@ -189,7 +189,7 @@ class _Onnx:
         except ImportError as error:
             raise LoadError(f"load: '.onnx' needs the extra 'onnx': pip install 'clipsight[onnx]' ({error})") from error
         onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are notes on graph optimisation
-        options = session_options()
+        options = session_options(path)
         if threads is not None:
             options.intra_op_num_threads = threads
         providers = _providers(onnxruntime, device)

@@ -16,7 +16,7 @@
 #define CLIPSIGHT_API __attribute__((visibility("default")))
 
 /* Changes when a program that was compiled with an older header would misread a structure or a class. */
-#define CLIPSIGHT_ABI_VERSION 1
+#define CLIPSIGHT_ABI_VERSION 2
 #define CLIPSIGHT_MAX_RANK 8
 
 #ifdef __cplusplus

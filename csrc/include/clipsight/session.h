@@ -160,6 +160,7 @@ struct Manifest {
   std::optional<Preprocessing> preprocessing;
   bool plugin_required = false;
   std::string plugin_library, plugin_minimum_version;
+  std::vector<std::pair<std::string, std::string>> session;  // configuration entries of an ONNX Runtime session
   std::string clipsight_version;                 // that wrote the file
   std::string json;                              // the whole manifest
 

@@ -23,6 +23,9 @@ FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
 
 OUTPUTS = ("float32", "float16", "uint8")
 HALVES = ("float16", "bfloat16")
+# A walk back to the clip reads the weights of a fully connected layer the other way round. Packed for the processor,
+# they would be in memory twice, and are not read any faster.
+SESSION_OF_A_WALK = {"session.disable_prepacking": "1"}
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
@@ -137,6 +140,7 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         weights_digest=weights_digest(explained.model),
         built_with={package: _version(package) for package in format.VERSIONS},
         clipsight_version=__version__,
+        session=SESSION_OF_A_WALK if program.sensitive and format.KIND == "onnx" else {},
         **facts,
     )
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
