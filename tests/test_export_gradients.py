@@ -20,9 +20,11 @@ from gradient_networks import CLASSES, HEADS, NETWORKS, RAW, build, clip, off
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 BOUND = 1e-5
+EXACT = 1e-8  # in float64
 QUICK = {method: head for method, head in HEADS.items() if method != "integrated_gradients"}  # 50 networks in a file
 # Here a sum divides relevance among parts that cancel (the frames' logits; what a batch norm, not a ReLU, reads), so
-# that there is far more of it, of both signs, than the class had. zennit loses as much in float32 as we do.
+# that there is far more of it, of both signs, than the class had. zennit loses as much in float32 as we do; our files
+# of networks in float64 lose nothing.
 CANCELS = {"Frames", "MultiFiber", "Separable"}
 ALWAYS = {("Plain", ".onnx"), ("Projection", ".onnx"), ("Frames", ".onnx"), ("Branches", ".pt"), ("Padded", ".pt")}
 
@@ -93,6 +95,18 @@ def test_a_file_equals_the_outside(name, suffix, tmp_path):
         assert off(result.flip(0), expected[method]) > max(1e-2, 2 * bound), method  # of the other clip and class
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "Frames" else pytest.mark.all_sizes) for n in sorted(CANCELS)]
+)
+def test_a_file_in_float64_is_exact_where_sums_cancel(name, tmp_path):
+    heads = [HEADS[method] for method in gradient_oracles.ZENNIT]
+    _, *results = exported(build(name), heads, tmp_path / "x.onnx", clip(), CLASSES)
+    for method, result in zip(gradient_oracles.ZENNIT, results, strict=True):
+        expected = gradient_oracles.maps(name)[method]
+        assert off(result, expected) < EXACT, method
+        assert off(result.float(), expected) > EXACT, method
+
+
 def test_integrated_gradients_as_a_file(tmp_path):
     """The network stands in the file once for every chunk of steps."""
     head, network, x = IntegratedGradients(steps=4, chunk=2, **RAW), build("Grouped", torch.float32), clip()
@@ -103,10 +117,22 @@ def test_integrated_gradients_as_a_file(tmp_path):
     assert off(result, gradient_oracles.maps("Grouped")["integrated_gradients"]) > 1e-3  # of 50 steps
 
 
+def test_epsilon_lrp_of_a_deep_network_as_a_file_in_float64(tmp_path):
+    network = networks.seeded(lambda: models.load("r3d_18", pretrained=False, num_classes=7)).double()
+    x = clip(1, (8, 32, 32)).float().double()
+    classes = network(x).argmax(1)
+    _, result = exported(network, HEADS["lrp_epsilon"], tmp_path / "x.onnx", x, classes)
+    options = {"layer": "avgpool", "methods": ("lrp_epsilon",)}
+    assert off(result, gradient_oracles.expected(network, x, classes, **options)["lrp_epsilon"]) < EXACT
+    rounded = gradient_oracles.expected(network.float(), x.float(), classes, **options)["lrp_epsilon"]
+    assert off(result, rounded.double()) > BOUND
+
+
 @pytest.mark.all_sizes
 @pytest.mark.parametrize("name, size", [("r3d_18", (8, 32, 32)), ("c3d", (16, 112, 112))])
 def test_a_real_network_as_a_file_equals_the_outside(name, size, tmp_path):
-    """Epsilon-LRP divides by values near 0 in a deep network: there the bound is zennit's own error in float32."""
+    """Epsilon-LRP divides by values near 0 in a deep network: there the bound is zennit's own error in float32, and a
+    file in float64 is exact."""
     network, x = networks.seeded(lambda: models.load(name, pretrained=False, num_classes=7)), clip(1, size).float()
     classes = network(x).argmax(1)
     _, *results = exported(network, [*QUICK.values()], tmp_path / "x.onnx", x, classes)

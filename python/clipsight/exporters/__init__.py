@@ -51,8 +51,11 @@ def export(
 ) -> Manifest:
     """Writes an explained model as TorchScript (`.pt`), ONNX (`.onnx`) or AOTInductor package (`.pt2`).
 
-    The batch is dynamic. The file is loaded again and compared with the eager model on new inputs before it appears at
-    `path`; if anything fails, nothing appears there.
+    The batch is dynamic. A network in float64 makes a file in float64; as ONNX in standard ops only, and slow: ONNX
+    Runtime has no such convolutions on the CPU, so they become products of matrices.
+
+    The file is loaded again and compared with the eager model on new inputs before it appears at `path`; if anything
+    fails, nothing appears there.
 
     Args:
         explained: what `clipsight.explain` returned.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..manifest import METADATA_KEY, Manifest
-from . import onnx_graph, onnx_plugin
+from . import onnx_double, onnx_graph, onnx_plugin
 from .check import ExportError
 from .program import Program, random_inputs
 from .quiet import quiet
@@ -38,6 +38,10 @@ def build(program: Program):
             "export: half must be 'float16' for '.onnx', got bfloat16, for which ONNX Runtime has no convolutions on "
             "the CPU; '.pt' has them"
         )
+    if program.plugin and explained.compute_dtype == torch.float64:
+        raise ValueError(
+            "export: plugin must be False for '.onnx' and a network in float64, which its ops do not take, got True"
+        )
     weight_bytes = sum(t.nbytes for t in (*explained.parameters(), *explained.buffers()))
     if weight_bytes > LARGEST:
         raise ExportError(
@@ -61,10 +65,11 @@ def save(model, path: Path, manifest: Manifest) -> None:
 
 
 def _export(program: Program, size):
-    table = onnx_plugin.translation_table() if program.plugin else None
-    return convert(
-        program.module(size), program.example(size, batch=2, seed=0), program.output_names, program.module_names, table
-    )
+    example = program.example(size, batch=2, seed=0)
+    module, names = program.module(size), (program.output_names, program.module_names)
+    if program.explained.compute_dtype == torch.float64:  # so many nodes that looking for patterns would take minutes
+        return convert(module, example, *names, onnx_double.translation_table(), optimize=False)
+    return convert(module, example, *names, onnx_plugin.translation_table() if program.plugin else None)
 
 
 def _export_frames(program: Program):
@@ -79,6 +84,7 @@ def convert(
     names,
     input_names=("clip", "classes"),
     custom_translation_table: dict | None = None,
+    optimize: bool = True,
 ):
     """An `onnx.ModelProto` of a module with a free batch size; the example's must not be 1.
 
@@ -88,6 +94,7 @@ def convert(
         names: of the outputs.
         input_names: as many as there are inputs, or more.
         custom_translation_table: how torch's exporter writes ops that it does not know, `{torch op: function}`.
+        optimize: let torch's exporter simplify the graph.
     """
     input_names = input_names[: len(inputs)]
     with quiet(), torch.no_grad():
@@ -101,6 +108,7 @@ def convert(
             input_names=list(input_names),
             output_names=list(names),
             custom_translation_table=custom_translation_table,
+            optimize=optimize,
             verbose=False,
         )
     model = program.model_proto
