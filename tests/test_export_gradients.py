@@ -43,16 +43,9 @@ def exported(network: nn.Module, heads, path, x, classes, **options) -> list[tor
     return [torch.as_tensor(output) for output in clipsight.load(path)(x, classes[:, None])]
 
 
-def own_errors(
-    network: nn.Module,
-    x: torch.Tensor,
-    classes: torch.Tensor,
-    expected: dict,
-    methods=gradient_oracles.ZENNIT,
-    **options,
-) -> dict[str, float]:
-    """Four times what captum and zennit themselves lose in float32."""
-    rounded = gradient_oracles.expected(network.float(), x.float(), classes, methods=methods, **options)
+def own_errors(network: nn.Module, x: torch.Tensor, classes: torch.Tensor, expected: dict) -> dict[str, float]:
+    """Four times what zennit itself loses in float32."""
+    rounded = gradient_oracles.expected(network.float(), x.float(), classes, methods=gradient_oracles.ZENNIT)
     network.double()
     return {method: 4 * off(result, expected[method]) for method, result in rounded.items()}
 
@@ -139,16 +132,14 @@ def test_epsilon_lrp_of_a_deep_network_as_a_file_in_float64(tmp_path):
 @pytest.mark.parametrize("name, size", [("r3d_18", (8, 32, 32)), ("c3d", (16, 112, 112))])
 def test_a_real_network_as_a_file_equals_the_outside(name, size, tmp_path):
     """Epsilon-LRP divides by values near 0 in a deep network: there the bound is zennit's own error in float32, and a
-    file in float64 is exact. Among C3D's millions of ReLUs and windows some lie within rounding of their threshold,
-    where the plain gradient jumps: there it is captum's."""
+    file in float64 is exact."""
     network, x = networks.seeded(lambda: models.load(name, pretrained=False, num_classes=7)), clip(1, size).float()
     classes = network(x).argmax(1)
     _, *results = exported(network, [*QUICK.values()], tmp_path / "x.onnx", x, classes)
     layer = {"layer": "conv5b", "inputs": False} if name == "c3d" else {"layer": "avgpool"}
     expected = gradient_oracles.expected(network.double(), x.double(), classes, **layer, methods=tuple(QUICK))
-    loses = ("lrp_epsilon",) if name == "r3d_18" else ("lrp_epsilon", "input_gradient")
-    own = own_errors(network, x.double(), classes, expected, loses, **layer)
+    own = own_errors(network, x.double(), classes, expected)
     for method, result in zip(QUICK, results, strict=True):
-        bound = max(BOUND, own.get(method, 0))
+        bound = max(BOUND, own["lrp_epsilon"] if method == "lrp_epsilon" else 0)
         assert off(result, expected[method]) < bound, method
-        assert off(result.flip(-1), expected[method]) > max(1e-2, 2 * bound), method
+        assert off(1.01 * result, expected[method]) > bound, method
