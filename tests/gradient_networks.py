@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import clipsight
 import pyramid_networks
+from clipsight import models
 from clipsight.heads import (
     DeepTaylor,
     GradCAM,
@@ -140,19 +141,39 @@ class Frames(Network):
         return super().forward(x).view(x.shape[0], x.shape[2], -1).mean(1)
 
 
+class Positive(MultiFiber):
+    """Every sum is of positive parts, so that relevance meets none near 0 in front of a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 8, bias=True)
+        nn.init.uniform_(self.stem.bias, 4, 5)
+        for module in [*self.first.modules(), *self.second.modules()]:
+            if isinstance(module, nn.Conv3d):
+                module.weight.data.abs_()
+
+
 NETWORKS = {
     network.__name__: network
     for network in (
-        Plain, Residual, Projection, Grouped, DepthWise, Separable, Branches, MultiFiber, Windows, Padded, Frames,
-        Image,
+        Plain, Residual, Projection, Grouped, DepthWise, Separable, Branches, MultiFiber, Positive, Windows, Padded,
+        Frames, Image,
     )
 }  # fmt: skip
 
 
+# With positive evidence for all of CLASSES in front of the pooling; with sums that do not cancel by chance.
+SEEDS = {"Branches": 3, "Frames": 1, "Positive": 34, "Separable": 2}
+
+
 def build(name: str, dtype: torch.dtype = torch.float64) -> Network:
     """A network by name; batch norms have statistics and weights of their own, else they would change nothing."""
-    seed = 3 if name == "Branches" else 5  # with positive evidence for all of CLASSES in front of the pooling
-    return seeded(partial(pyramid_networks._with_norms, NETWORKS[name]), seed).to(dtype)
+    network = seeded(partial(pyramid_networks._with_norms, NETWORKS[name]), SEEDS.get(name, 5))
+    if name == "Positive":  # as after training; with other statistics no ReLU would be closed
+        for module in network.modules():
+            module.momentum = 1
+        network.train()(clip().float())
+    return network.to(dtype).eval()
 
 
 def clip(batch: int = 2, size: tuple[int, int, int] = SIZE, seed: int = 1, dtype: torch.dtype = torch.float64):
@@ -160,6 +181,34 @@ def clip(batch: int = 2, size: tuple[int, int, int] = SIZE, seed: int = 1, dtype
     uniform = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
     low, high = (torch.tensor(bound).view(3, 1, 1, 1) for bound in (LOW, HIGH))
     return (low + uniform * (high - low)).to(dtype)
+
+
+# ---- Networks that people have --------------------------------------------------------------------------------------
+
+LARGE = (16, 112, 112)
+
+
+def real(name: str) -> nn.Module:
+    """A network of the package in float64, with random weights that are float32 numbers."""
+    load = narrow_c3d if name == "narrow_c3d" else lambda: models.load(name, pretrained=False, num_classes=7)
+    return seeded(load).double()
+
+
+def narrow_c3d() -> nn.Module:
+    """C3D with a sixteenth of its channels."""
+    network = models.load("c3d", pretrained=False, num_classes=7)
+    channels = 3
+    for name in ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b"):
+        wide = getattr(network, name).out_channels // 16
+        setattr(network, name, nn.Conv3d(channels, wide, 3, padding=1))
+        channels = wide
+    network.fc6, network.fc7, network.fc8 = nn.Linear(32 * 16, 256), nn.Linear(256, 256), nn.Linear(256, 7)
+    return network
+
+
+def cam_layer(name: str) -> dict[str, object]:
+    """The options of the oracles for the layer that Grad-CAM explains by default."""
+    return {"layer": "conv5b", "inputs": False} if name.endswith("c3d") else {"layer": "avgpool"}
 
 
 # ---- What the package's heads make of them --------------------------------------------------------------------------

@@ -14,10 +14,8 @@ from torch.nn import functional as F
 import clipsight
 import gradient_networks
 import gradient_oracles
-import networks
-from clipsight import models
 from clipsight.heads import GradCAM, GuidedBackprop, GuidedGradCAM
-from gradient_networks import CLASSES, HEADS, NETWORKS, RAW, build, clip, explain, off
+from gradient_networks import CLASSES, HEADS, LARGE, NETWORKS, RAW, build, cam_layer, clip, explain, off, real
 
 BOUND = 1e-9
 
@@ -31,6 +29,7 @@ INSIDE = {
     "Separable": "time1",
     "Branches": "mixed1",
     "MultiFiber": "first",
+    "Positive": "second",
     "Windows": "average",
     "Padded": "conv1",
     "Frames": "conv1",
@@ -136,13 +135,6 @@ def test_captum_equals_the_definition_of_guided_backprop(name):
 
 # ---- Networks that people have --------------------------------------------------------------------------------------
 
-LARGE = (16, 112, 112)
-
-
-def real(name: str, size):
-    network = networks.seeded(lambda: models.load(name, pretrained=False, num_classes=7)).double()
-    return network, clip(1, size), {"layer": "conv5b", "inputs": False} if name == "c3d" else {"layer": "avgpool"}
-
 
 @pytest.mark.parametrize(
     "name, size",
@@ -156,10 +148,23 @@ def real(name: str, size):
     ],
 )
 def test_a_real_network_equals_captum(name, size):
-    network, x, layer = real(name, size)
+    network, x = real(name), clip(1, size)
     classes = network(x).argmax(1)
     methods = ("grad_cam", "guided_backprop", "guided_grad_cam", "input_gradient")
     results = explain(network, [HEADS[method] for method in methods], x, classes)
-    expected = gradient_oracles.expected(network, x, classes, **layer, methods=methods)
+    expected = gradient_oracles.expected(network, x, classes, **cam_layer(name), methods=methods)
     for method, result in zip(methods, results, strict=True):
         assert off(result, expected[method]) < BOUND, method
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [("r3d_18", (8, 32, 32)), ("narrow_c3d", LARGE), pytest.param("c3d", LARGE, marks=pytest.mark.all_sizes)],
+)
+def test_integrated_gradients_of_a_real_network_equal_captum(name, size):
+    network, x = real(name), clip(1, size)
+    classes = network(x).argmax(1)
+    (result,) = explain(network, HEADS["integrated_gradients"], x, classes)
+    expected = gradient_oracles.integrated_gradients(network, x, classes)
+    assert off(result, expected) < BOUND
+    assert off(result * (1 + 1e-8), expected) > BOUND

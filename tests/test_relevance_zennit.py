@@ -14,10 +14,9 @@ from torch.nn import functional as F
 import gradient_networks
 import gradient_oracles
 import networks
-from clipsight import models
 from clipsight.heads import DeepTaylor, LRPEpsilon
 from clipsight.preprocessing import Preprocessing
-from gradient_networks import CLASSES, HEADS, HIGH, LOW, NETWORKS, RAW, build, clip, explain, off
+from gradient_networks import CLASSES, HEADS, HIGH, LARGE, LOW, NETWORKS, RAW, build, clip, explain, off, real
 from pyramid_networks import Network, conv
 
 BOUND = 1e-9
@@ -129,21 +128,6 @@ def test_what_does_not_arrive_was_lost_at_a_denominator_of_zero(name):
     assert abs(result.sum() + lost - 1) < 1e-9
 
 
-def narrow_c3d() -> nn.Module:
-    """C3D with a sixteenth of its channels."""
-    network = models.load("c3d", pretrained=False, num_classes=7)
-    channels = 3
-    for name in ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b"):
-        wide = getattr(network, name).out_channels // 16
-        setattr(network, name, nn.Conv3d(channels, wide, 3, padding=1))
-        channels = wide
-    network.fc6, network.fc7, network.fc8 = nn.Linear(32 * 16, 256), nn.Linear(256, 256), nn.Linear(256, 7)
-    return network
-
-
-LARGE = (16, 112, 112)
-
-
 @pytest.mark.parametrize(
     "name, size, bound",
     [
@@ -159,8 +143,7 @@ LARGE = (16, 112, 112)
     ],
 )
 def test_a_real_network_equals_zennit_and_conserves_relevance(name, size, bound):
-    load = narrow_c3d if name == "narrow_c3d" else lambda: models.load(name, pretrained=False, num_classes=7)
-    network, x = networks.seeded(load).double(), clip(1, size)
+    network, x = real(name), clip(1, size)
     heads = {method: HEADS[method] for method in gradient_oracles.ZENNIT}
     results = dict(zip(heads, explain(network, list(heads.values()), x, CLASSES[:1]), strict=True))
     expected = gradient_oracles.expected(network, x, CLASSES[:1], methods=tuple(heads))
