@@ -208,7 +208,9 @@ def narrow_c3d() -> nn.Module:
 
 def cam_layer(name: str) -> dict[str, object]:
     """The options of the oracles for the layer that Grad-CAM explains by default."""
-    return {"layer": "conv5b", "inputs": False} if name.endswith("c3d") else {"layer": "avgpool"}
+    if name.endswith("c3d"):
+        return {"layer": "conv5b", "inputs": False}
+    return {"layer": "globalpool" if name == "mfnet" else "avgpool"}
 
 
 # ---- What the package's heads make of them --------------------------------------------------------------------------

@@ -144,6 +144,7 @@ def test_captum_equals_the_definition_of_guided_backprop(name):
         pytest.param("c3d", LARGE, marks=pytest.mark.all_sizes),
         pytest.param("mc3_18", LARGE, marks=pytest.mark.all_sizes),
         pytest.param("r2plus1d_18", LARGE, marks=pytest.mark.all_sizes),
+        pytest.param("mfnet", (8, 64, 64), marks=pytest.mark.all_sizes),
         pytest.param("s3d", (16, 224, 224), marks=pytest.mark.all_sizes),
     ],
 )

@@ -138,6 +138,7 @@ def test_what_does_not_arrive_was_lost_at_a_denominator_of_zero(name):
         pytest.param("r2plus1d_18", LARGE, 1e-3, marks=pytest.mark.all_sizes),
         pytest.param("s3d", (16, 224, 224), 1e-3, marks=pytest.mark.all_sizes),
         pytest.param("resnext101", LARGE, 1e-3, marks=pytest.mark.all_sizes),
+        pytest.param("mfnet", (8, 64, 64), 1e-3, marks=pytest.mark.all_sizes),
         pytest.param("r3d50", LARGE, 1e-3, marks=pytest.mark.all_sizes),
         pytest.param("i3d", LARGE, 1e-3, marks=pytest.mark.all_sizes),
     ],
