@@ -22,10 +22,6 @@ BOUND = 1e-5
 EXACT = 1e-8  # in float64
 QUICK = {method: head for method, head in HEADS.items() if method != "integrated_gradients"}  # 50 networks in a file
 CAPTUM = tuple(method for method in gradient_oracles.CAPTUM if method in QUICK)
-# Here a batch norm, not a ReLU, reads sums whose parts cancel: there is far more relevance, of both signs, than the
-# class had. zennit loses as much in float32 as we do; our files of networks in float64 lose nothing. The same units
-# with sums of positive parts are "Positive".
-CANCELS = {"MultiFiber"}
 ALWAYS = {("Plain", ".onnx"), ("Projection", ".onnx"), ("Frames", ".onnx"), ("Branches", ".pt"), ("Padded", ".pt")}
 
 
@@ -43,12 +39,6 @@ def exported(network: nn.Module, heads, path, x, classes, **options) -> list[tor
     return [torch.as_tensor(output) for output in clipsight.load(path)(x, classes[:, None])]
 
 
-def own_errors(network: nn.Module, x: torch.Tensor, classes: torch.Tensor, expected: dict) -> dict[str, float]:
-    """Four times what zennit itself loses in float32."""
-    rounded = gradient_oracles.expected(network.float(), x.float(), classes, methods=gradient_oracles.ZENNIT)
-    return {method: 4 * off(result, expected[method]) for method, result in rounded.items()}
-
-
 # ---- Networks --------------------------------------------------------------------------------------------------------
 
 
@@ -64,25 +54,26 @@ def test_nothing_in_the_small_networks_is_on_the_border(name):
 
 @pytest.mark.parametrize("name, suffix", [*files()])
 def test_a_file_equals_the_outside(name, suffix, tmp_path):
-    x = clip(dtype=torch.float32)
-    _, *results = exported(
-        build(name, torch.float32), [*QUICK.values()], tmp_path / f"x{suffix}", x, CLASSES, plugin=False
-    )
-    expected, network = gradient_oracles.maps(name), gradient_oracles.whole(name)[0]
-    own = own_errors(network, clip(), CLASSES, expected) if name in CANCELS else {}
-    for method, result in zip(QUICK, results, strict=True):
-        bound = max(BOUND, own.get(method, 0))
-        assert off(result, expected[method]) < bound, method
-        assert off(result.flip(0), expected[method]) > max(1e-2, 2 * bound), method  # of the other clip and class
+    methods = CAPTUM if name == "MultiFiber" else tuple(QUICK)  # its relevance: below
+    x, heads = clip(dtype=torch.float32), [HEADS[method] for method in methods]
+    _, *results = exported(build(name, torch.float32), heads, tmp_path / f"x{suffix}", x, CLASSES, plugin=False)
+    for method, result in zip(methods, results, strict=True):
+        expected = gradient_oracles.maps(name)[method]
+        assert off(result, expected) < BOUND, method
+        assert off(result.flip(0), expected) > 1e-2, method  # of the other clip and class
 
 
-def test_a_file_in_float64_is_exact_where_sums_cancel(tmp_path):
-    heads = [HEADS[method] for method in gradient_oracles.ZENNIT]
-    _, *results = exported(build("MultiFiber"), heads, tmp_path / "x.onnx", clip(), CLASSES)
-    for method, result in zip(gradient_oracles.ZENNIT, results, strict=True):
+def test_relevance_is_exact_in_float64_where_sums_cancel(tmp_path):
+    """Batch norms, not ReLUs, read the sums of MultiFiber, so that relevance divides by sums of any size. In float32
+    chance decides its error, zennit's as ours: between 3e-5 and 0.2 on 24 clips. In Positive no sum is near 0."""
+    network, x, methods = build("MultiFiber"), clip(), gradient_oracles.ZENNIT
+    _, *results = exported(network, [HEADS[method] for method in methods], tmp_path / "x.onnx", x, CLASSES)
+    rounded = gradient_oracles.expected(network.float(), x.float(), CLASSES, methods=methods)
+    for method, result in zip(methods, results, strict=True):
         expected = gradient_oracles.maps("MultiFiber")[method]
         assert off(result, expected) < EXACT, method
         assert off(result.float(), expected) > EXACT, method
+        assert off(rounded[method], expected) > BOUND, method
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt"])
