@@ -159,13 +159,17 @@ def test_a_real_network_equals_captum(name, size):
 
 
 @pytest.mark.parametrize(
-    "name, size",
-    [("r3d_18", (8, 32, 32)), ("narrow_c3d", LARGE), pytest.param("c3d", LARGE, marks=pytest.mark.all_sizes)],
+    "name, size, steps",
+    [
+        ("r3d_18", (8, 32, 32), 50),
+        ("narrow_c3d", LARGE, 50),
+        pytest.param("c3d", LARGE, 5, marks=pytest.mark.all_sizes),
+    ],
 )
-def test_integrated_gradients_of_a_real_network_equal_captum(name, size):
+def test_integrated_gradients_of_a_real_network_equal_captum(name, size, steps):
     network, x = real(name), clip(1, size)
     classes = network(x).argmax(1)
-    (result,) = explain(network, HEADS["integrated_gradients"], x, classes)
-    expected = gradient_oracles.integrated_gradients(network, x, classes)
+    (result,) = explain(network, replace(HEADS["integrated_gradients"], steps=steps), x, classes)
+    expected = gradient_oracles.integrated_gradients(network, x, classes, steps)
     assert off(result, expected) < BOUND
     assert off(result * (1 + 1e-8), expected) > BOUND
