@@ -124,7 +124,10 @@ def open_models(path: Path, manifest: Manifest, device: str) -> Callable[..., li
             except LoadError:
                 raise
             except RuntimeError as error:
-                raise LoadError(f"load: torch's package loader could not read '{path}': {error}") from error
+                raise LoadError(
+                    f"load: torch's package loader could not read '{path}', which was compiled by torch "
+                    f"{manifest.built_with.get('torch', '?')}; here is torch {torch.__version__}: {error}"
+                ) from error
 
     def run(*inputs: Tensor) -> list[Tensor]:
         given = dict(zip(names, inputs, strict=True))
