@@ -1,6 +1,8 @@
 // Checks of <clipsight/session.h> that the tests drive; ONNX Runtime is named by the environment variable ONNXRUNTIME.
 //   session open FILE [PLUGIN]    prints what opening the file says
 //   session run FILE CLIP OUT     float32 clip -> all outputs one after another, by both kinds of run
+//   session outputs FILE OUT INPUT...  the same for inputs of any kind, raw values with their shape: PATH:2x3x4x10x8;
+//                                 prints the model, the inputs and the outputs that the manifest names
 //   session inputs FILE           prints what a run says of every wrong input and output
 //   session threads FILE          eight threads against one
 //   session optional FILE         elements of each output where one sample, and where none, asks for its maps
@@ -62,21 +64,51 @@ bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
   });
 }
 
+std::string read_bytes(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void write_bytes(const char* path, const std::vector<Tensor>& tensors) {
+  std::ofstream out(path, std::ios::binary);
+  for (const Tensor& tensor : tensors) {
+    out.write(static_cast<char*>(tensor.data), static_cast<std::streamsize>(tensor.bytes()));
+  }
+}
+
 int run(const char* file, const char* clip_path, const char* out_path) {
   Session session = open(file);
-  std::ifstream in(clip_path, std::ios::binary);
-  const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+  const std::string bytes = read_bytes(clip_path);
   std::vector<float> clip(bytes.size() / sizeof(float));
   std::memcpy(clip.data(), bytes.data(), bytes.size());
   const std::vector<TensorView> inputs{view_of(clip, session.manifest())};
   const std::vector<Tensor> returned = session.run(inputs);
   const Buffers buffers(session, inputs);
   session.run(inputs, buffers.views);
-  std::ofstream out(out_path, std::ios::binary);
-  for (const Tensor& tensor : returned) {
-    out.write(static_cast<char*>(tensor.data), static_cast<std::streamsize>(tensor.bytes()));
-  }
+  write_bytes(out_path, returned);
   return same(returned, buffers.tensors) ? 0 : 1;
+}
+
+int outputs(const char* file, const char* out_path, const std::vector<std::string>& given) {
+  const Session session = open(file);
+  const Manifest& manifest = session.manifest();
+  std::printf("%s %s\n", manifest.kind.c_str(), manifest.model.c_str());
+  for (const auto* ports : {&manifest.inputs, &manifest.outputs}) {
+    for (const Port& port : *ports) std::printf("%s %s\n", port.name.c_str(), name_of(port.dtype));
+  }
+  std::vector<std::string> bytes;
+  for (const std::string& input : given) bytes.push_back(read_bytes(input.substr(0, input.rfind(':'))));
+  std::vector<TensorView> inputs;
+  for (size_t i = 0; i < given.size(); ++i) {
+    std::vector<int64_t> shape;
+    for (size_t at = given[i].rfind(':'); at != std::string::npos; at = given[i].find('x', at + 1)) {
+      shape.push_back(std::atoll(given[i].c_str() + at + 1));
+    }
+    inputs.emplace_back(bytes[i].data(), manifest.inputs.at(i).dtype, shape);
+    if (inputs.back().bytes() != bytes[i].size()) return 2;
+  }
+  write_bytes(out_path, session.run(inputs));
+  return 0;
 }
 
 int wrong_inputs(const char* file) {
@@ -198,6 +230,7 @@ int main(int argc, char** argv) {
       return 0;
     }
     if (mode == "run" && argc == 5) return run(argv[2], argv[3], argv[4]);
+    if (mode == "outputs" && argc > 4) return outputs(argv[2], argv[3], {argv + 4, argv + argc});
     if (mode == "inputs") return wrong_inputs(argv[2]);
     if (mode == "threads") return threads(argv[2]);
     if (mode == "optional") return optional(argv[2]);
