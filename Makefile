@@ -50,8 +50,10 @@ bench: $(INSTALLED)
 study: $(INSTALLED)
 	$(BIN)/python -m studies $(if $(DATA),--data '$(DATA)')
 
+# The style, and that nothing is used which the oldest Python of pyproject.toml does not have.
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/vermin -t=3.10- --violations --quiet --no-parse-comments python tests benchmarks examples studies
 
 # AddressSanitizer and UndefinedBehaviorSanitizer under the tests that reach the C++.
 sanitize: $(INSTALLED)

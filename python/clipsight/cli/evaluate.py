@@ -282,9 +282,16 @@ def content(path: Path) -> str:
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if file.is_file():
             digest.update(file.name.encode() if path.is_dir() else b"")
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(_digest(file))
     return digest.hexdigest()
+
+
+def _digest(file: Path) -> bytes:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.digest()
 
 
 def read_result(folder: Path) -> dict[str, Any]:
