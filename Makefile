@@ -1,5 +1,6 @@
-# make demo | test | test-all | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses both later.
-# SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in CMakeLists.txt.
+# make demo | check | test | test-all | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses
+# both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
+# CMakeLists.txt; WORKERS=N runs tests in N processes of one thread each.
 PYTHON ?= python3
 SHELL := bash
 VENV := .venv
@@ -8,7 +9,10 @@ TORCH := torch==2.13.0
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name "*.py" -o -name "*.safetensors" -o -name "*.html")
 
-.PHONY: install demo test test-all bench lint sanitize wheel-test dev clean
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+
+.PHONY: install demo check test test-all bench lint sanitize wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -32,15 +36,23 @@ $(INSTALLED): $(VENV)/.tools $(SOURCES)
 demo: $(INSTALLED)
 	$(BIN)/clipsight demo --out demo
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Three tiers, which are folders: see tests/README.md.
+check: $(INSTALLED)
+	$(PYTEST) tests/unit tests/kernels $(PYTEST_ARGS)
 
-# The whole suite, with every network at every clip size, of which it leaves a log.
+test: $(INSTALLED)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# Everything, of which it leaves a log; `make test-all-unit` and so on run one part of it.
+PARTS := unit kernels session files native cli oracle
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore=tests/test_models_onnx.py
-	set -o pipefail; for which in 'not all_sizes' all_sizes; do \
-	  $(BIN)/python -m pytest tests/test_models_onnx.py -m "$$which" -v --no-header --disable-warnings --durations=0 || exit 1; \
-	done | tee benchmarks/results/test_all.log
+	set -o pipefail; for part in $(PARTS:%=test-all-%) sanitize-all wheel-test; do \
+	  SECONDS=0; $(MAKE) --no-print-directory $$part || exit 1; echo "$$part: $$SECONDS s"; \
+	done 2>&1 | tee benchmarks/results/test_all.log
+
+.PHONY: $(PARTS:%=test-all-%) sanitize-all
+$(PARTS:%=test-all-%): test-all-%: $(INSTALLED)
+	$(PYTEST) tests/$* -m "" --durations=20 $(PYTEST_ARGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
@@ -57,11 +69,14 @@ lint: $(INSTALLED)
 
 # AddressSanitizer and UndefinedBehaviorSanitizer under the tests that reach the C++.
 sanitize: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" tests/sanitize.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" WORKERS=$(WORKERS) tests/support/sanitize.sh
+
+sanitize-all: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" WORKERS=$(WORKERS) MARKS="not large" tests/support/sanitize.sh
 
 # The wheel in an environment of its own, outside the source tree.
 wheel-test: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" tests/wheel.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/support/wheel.sh
 
 # For work on the sources: the libraries next to the package, to be used with PYTHONPATH=python.
 dev: $(VENV)/.tools

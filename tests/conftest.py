@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,20 @@ import torch
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data"
 REQUIRE_CUDA = os.environ.get("CLIPSIGHT_REQUIRE_CUDA") == "1"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+if WORKER:  # as many workers as cores, so each has one thread, and so have the processes that it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder of this test run, the same for all of its workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if WORKER else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -22,24 +35,16 @@ def clips() -> Path:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory):
+def program(shared_folder):
     """`program("examples/c_api/explain")`: the executable of a CMake project of this repository, built once.
 
     The sources are copied, so that nothing of the checkout but them can be found.
     """
     import building
 
-    root = tmp_path_factory.mktemp("programs")
-    executables: dict[str, Path] = {}
-
     def built(path: str) -> Path:
         project, _, name = path.rpartition("/")
-        if project not in executables:
-            building.compiler("CXX"), building.cmake()  # or a skip
-            for folder in ("examples", "tests/programs"):
-                shutil.copytree(building.REPOSITORY / folder, root / folder, dirs_exist_ok=True)
-            executables[project] = building.build(root / project, root / "build" / project)
-        return executables[project] / name
+        return building.built_once(project, shared_folder / "programs") / name
 
     return built
 

@@ -133,14 +133,14 @@ def test_what_does_not_arrive_was_lost_at_a_denominator_of_zero(name):
     [
         ("narrow_c3d", LARGE, 1e-4),
         ("r3d_18", (8, 32, 32), 1e-3),
-        pytest.param("c3d", LARGE, 1e-4, marks=pytest.mark.all_sizes),
-        pytest.param("r3d_18", LARGE, 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("r2plus1d_18", LARGE, 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("s3d", (16, 224, 224), 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("resnext101", LARGE, 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("mfnet", (8, 64, 64), 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("r3d50", LARGE, 1e-3, marks=pytest.mark.all_sizes),
-        pytest.param("i3d", LARGE, 1e-3, marks=pytest.mark.all_sizes),
+        pytest.param("c3d", LARGE, 1e-4, marks=pytest.mark.full),
+        pytest.param("r3d_18", LARGE, 1e-3, marks=pytest.mark.full),
+        pytest.param("r2plus1d_18", LARGE, 1e-3, marks=pytest.mark.full),
+        pytest.param("s3d", (16, 224, 224), 1e-3, marks=pytest.mark.full),
+        pytest.param("resnext101", LARGE, 1e-3, marks=pytest.mark.full),
+        pytest.param("mfnet", (8, 64, 64), 1e-3, marks=pytest.mark.full),
+        pytest.param("r3d50", LARGE, 1e-3, marks=pytest.mark.full),
+        pytest.param("i3d", LARGE, 1e-3, marks=pytest.mark.full),
     ],
 )
 def test_a_real_network_equals_zennit_and_conserves_relevance(name, size, bound):

@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("clipsight.windows", reason="the extra 'video' is not installed")
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "quantise_int8.py"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "quantise_int8.py"
 
 
 def quantise(*arguments) -> subprocess.CompletedProcess:

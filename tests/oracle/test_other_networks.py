@@ -19,7 +19,7 @@ import networks
 from clipsight import SaliencyTube, SelectiveRelevance
 from clipsight.models import Adapter
 
-PAGE = (Path(__file__).parents[1] / "docs" / "other-networks.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "other-networks.md").read_text(encoding="utf-8")
 CALLS = dict(re.findall(r"^\| (.+?) \| `(lambda .+)` \|$", PAGE, re.MULTILINE))
 PROGRAM, USE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (COMMANDS,) = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)

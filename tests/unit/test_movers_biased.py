@@ -80,7 +80,7 @@ def test_its_file_says_how_it_was_trained_and_how_well_it_does():
 
 
 def test_training_with_a_bias_sees_other_clips():
-    path = Path(__file__).parents[1] / "examples" / "train_movers.py"
+    path = Path(__file__).parents[2] / "examples" / "train_movers.py"
     specification = importlib.util.spec_from_file_location("train_movers", path)
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)

@@ -15,7 +15,7 @@ import clipsight
 from clipsight import SelectiveRelevance, heads, models
 from clipsight.synthetic import moving_shapes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
 matplotlib = pytest.importorskip("matplotlib")
 pytest.importorskip("cv2")

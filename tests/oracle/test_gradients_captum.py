@@ -140,12 +140,12 @@ def test_captum_equals_the_definition_of_guided_backprop(name):
     "name, size",
     [
         ("r3d_18", (8, 32, 32)),
-        pytest.param("r3d_18", LARGE, marks=pytest.mark.all_sizes),
-        pytest.param("c3d", LARGE, marks=pytest.mark.all_sizes),
-        pytest.param("mc3_18", LARGE, marks=pytest.mark.all_sizes),
-        pytest.param("r2plus1d_18", LARGE, marks=pytest.mark.all_sizes),
-        pytest.param("mfnet", (8, 64, 64), marks=pytest.mark.all_sizes),
-        pytest.param("s3d", (16, 224, 224), marks=pytest.mark.all_sizes),
+        pytest.param("r3d_18", LARGE, marks=pytest.mark.full),
+        pytest.param("c3d", LARGE, marks=pytest.mark.full),
+        pytest.param("mc3_18", LARGE, marks=pytest.mark.full),
+        pytest.param("r2plus1d_18", LARGE, marks=pytest.mark.full),
+        pytest.param("mfnet", (8, 64, 64), marks=pytest.mark.full),
+        pytest.param("s3d", (16, 224, 224), marks=pytest.mark.full),
     ],
 )
 def test_a_real_network_equals_captum(name, size):
@@ -163,7 +163,7 @@ def test_a_real_network_equals_captum(name, size):
     [
         ("r3d_18", (8, 32, 32), 50),
         ("narrow_c3d", LARGE, 50),
-        pytest.param("c3d", LARGE, 5, marks=pytest.mark.all_sizes),
+        pytest.param("c3d", LARGE, 5, marks=pytest.mark.full),
     ],
 )
 def test_integrated_gradients_of_a_real_network_equal_captum(name, size, steps):

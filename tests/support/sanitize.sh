@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the host libraries with AddressSanitizer and UndefinedBehaviorSanitizer, and runs the tests that reach their C++.
-# `make sanitize`, or tests/sanitize.sh with the .venv's bin on the PATH. PYTEST_ARGS are passed on.
+# `make sanitize`, or tests/support/sanitize.sh with the .venv's bin on the PATH. PYTEST_ARGS are passed on, MARKS
+# chooses the tests: the quick ones by default.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 build=$PWD/build/sanitize
 package=$build/python
 
@@ -34,6 +35,6 @@ fi
 # The programs that the tests build are instrumented as well; one that counts calls of malloc cannot be.
 export CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
 export CXXFLAGS=$CFLAGS
-LD_PRELOAD=$runtime python -m pytest -p no:cacheprovider -m "not large" ${PYTEST_ARGS:-} \
-  tests/test_{kernels,back_step,ops,ops_errors,onnxruntime_ops,session_c,session_cpp}.py \
-  --deselect tests/test_session_cpp.py::test_later_runs_allocate_nothing_of_ours
+LD_PRELOAD=$runtime python -m pytest -p no:cacheprovider -q -n "${WORKERS:-2}" --dist worksteal \
+  -m "${MARKS:-not large and not full}" ${PYTEST_ARGS:-} tests/kernels tests/session \
+  --deselect tests/session/test_session_cpp.py::test_later_runs_allocate_nothing_of_ours

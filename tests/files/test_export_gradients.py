@@ -28,9 +28,9 @@ ALWAYS = {("Plain", ".onnx"), ("Projection", ".onnx"), ("Frames", ".onnx"), ("Br
 def files():
     for name in NETWORKS:
         for suffix in (".onnx", ".pt"):
-            marks = () if (name, suffix) in ALWAYS else pytest.mark.all_sizes
+            marks = () if (name, suffix) in ALWAYS else pytest.mark.full
             yield pytest.param(name, suffix, marks=marks, id=f"{name}{suffix}")
-    yield pytest.param("Residual", ".pt2", marks=pytest.mark.all_sizes, id="Residual.pt2")
+    yield pytest.param("Residual", ".pt2", marks=pytest.mark.full, id="Residual.pt2")
 
 
 def exported(network: nn.Module, heads, path, x, classes, **options) -> list[torch.Tensor]:
@@ -102,7 +102,7 @@ def test_epsilon_lrp_of_a_deep_network_as_a_file_in_float64(tmp_path):
     [
         ("narrow_c3d", LARGE),
         ("r3d_18", (8, 32, 32)),
-        pytest.param("c3d", LARGE, marks=pytest.mark.all_sizes),
+        pytest.param("c3d", LARGE, marks=pytest.mark.full),
     ],
 )
 def test_a_real_network_as_a_file_equals_the_outside(name, size, methods, tmp_path):

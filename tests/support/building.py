@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import clipsight
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = Path(clipsight.cmake_prefix_path)
 
 
@@ -70,4 +71,18 @@ def build(source: Path, folder: Path, *options: str) -> Path:
     arguments = ["nice", cmake(), "--build", folder, "--parallel", "2"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def built_once(project: str, root: Path) -> Path:
+    """The folder of a project's programs, which the first process that asks for it builds."""
+    compiler("CXX"), cmake()  # or a skip
+    folder = root / "build" / project
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "built").exists():
+            for sources in ("examples", "tests/programs"):
+                shutil.copytree(REPOSITORY / sources, root / sources, dirs_exist_ok=True)
+            build(root / project, folder)
+            (folder / "built").touch()
     return folder

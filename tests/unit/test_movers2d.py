@@ -122,7 +122,7 @@ def test_exported_files_say_the_same(four, tmp_path, file):
 
 
 def test_training_gives_the_same_bits_again_and_takes_either_network():
-    path = Path(__file__).parents[1] / "examples" / "train_movers.py"
+    path = Path(__file__).parents[2] / "examples" / "train_movers.py"
     specification = importlib.util.spec_from_file_location("train_movers", path)
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)

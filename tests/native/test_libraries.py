@@ -29,7 +29,7 @@ INTENDED = {
     "libclipsight_onnxruntime": (r"RegisterCustomOps", set()),
     "libclipsight": (r"clipsight_\w+|_Z\w*N?K?9clipsight\w+", set()),
 }
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def lines_of(*command: object) -> list[str]:

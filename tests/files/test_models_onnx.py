@@ -22,7 +22,7 @@ ALWAYS = {(name, SMALL) for name in (*NETWORKS, "c3d")} | {(n, s) for n in ("r3d
 def cases():
     for name in (*NETWORKS, "c3d"):
         for size in (SMALL,) if name == "c3d" else (SMALL, MIDDLE, LARGE):
-            marks = () if (name, size) in ALWAYS else pytest.mark.all_sizes
+            marks = () if (name, size) in ALWAYS else pytest.mark.full
             yield pytest.param(name, size, marks=marks, id=f"{name}-{'x'.join(map(str, size))}")
 
 
