@@ -1,4 +1,4 @@
-# make demo | test | test-all | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses both later.
+# make demo | test | test-all | bench | lint | sanitize | planted | wheel-test: each makes .venv and installs first, and reuses both later.
 # SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in CMakeLists.txt.
 PYTHON ?= python3
 SHELL := bash
@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 INSTALLED := $(VENV)/.installed
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name "*.py" -o -name "*.safetensors" -o -name "*.html")
 
-.PHONY: install demo test test-all bench lint sanitize wheel-test dev clean
+.PHONY: install demo test test-all bench lint sanitize planted wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -56,6 +56,10 @@ lint: $(INSTALLED)
 # AddressSanitizer and UndefinedBehaviorSanitizer under the tests that reach the C++.
 sanitize: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/sanitize.sh
+
+# One-line faults, one at a time: do the tests see them? PLANTED_ARGS="--resume" goes on where it stopped; see tests/planted.
+planted: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m planted $(PLANTED_ARGS)
 
 # The wheel in an environment of its own, outside the source tree.
 wheel-test: $(INSTALLED)

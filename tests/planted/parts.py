@@ -77,7 +77,7 @@ PARTS = (
     _part(
         "pyramid",
         _package("pyramid/*"),
-        "pyramid_files pyramid_page cli_pyramid compare",
+        "pyramid_files pyramid_page cli_pyramid",
     ),
     _part(
         "measures",
@@ -92,7 +92,8 @@ PARTS = (
     _part(
         "networks",
         _package("models/*"),
-        "checkpoints movers movers2d movers_biased models_* torchvision other_networks",
+        "checkpoints movers movers2d movers_biased models_i3d_mfnet models_resnet torchvision other_networks "
+        "models_onnx",
     ),
     _part(
         "commands",

@@ -128,6 +128,8 @@ def test_every_source_belongs_to_one_part_and_every_part_has_tests():
     assert placed == Counter(parts.sources())
     for part in parts.PARTS:
         assert part.tests(), part.name
+        for pattern in part.share:
+            assert list(parts.TESTS.rglob(pattern)), f"{part.name}: {pattern} was renamed"
 
 
 def test_a_draw_is_the_same_twice_and_a_rejected_fault_is_replaced_in_its_file():
