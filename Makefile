@@ -1,5 +1,5 @@
-# make demo | check | test | test-all | bench | lint | sanitize | wheel-test: each makes .venv and installs first, and reuses
-# both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
+# make demo | check | test | test-all | bench | lint | sanitize | planted | wheel-test: each makes .venv and installs first,
+# and reuses both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
 # CMakeLists.txt; WORKERS=N runs tests in N processes of one thread each.
 PYTHON ?= python3
 SHELL := bash
@@ -12,7 +12,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find p
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
-.PHONY: install demo check test test-all bench lint sanitize wheel-test dev clean
+.PHONY: install demo check test test-all bench lint sanitize planted wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -73,6 +73,10 @@ sanitize: $(INSTALLED)
 
 sanitize-all: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" WORKERS=$(WORKERS) MARKS="not large" tests/support/sanitize.sh
+
+# One-line faults, one at a time: do the tests see them? PLANTED_ARGS="--resume" goes on where it stopped; see tests/planted.
+planted: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python -m planted $(PLANTED_ARGS)
 
 # The wheel in an environment of its own, outside the source tree.
 wheel-test: $(INSTALLED)
