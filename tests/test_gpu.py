@@ -245,6 +245,47 @@ def test_out_also_where_it_is_not_aligned(offset):
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
 
+# ---- a few launches for compute-sanitizer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(5, 20, 24), (3, 7, 33), (2, 3, 1100)])  # vectors, single columns, several blocks
+def test_every_kernel(size, dtype):
+    """Each kernel for each type, on small volumes: few enough launches for a tool that slows them a hundredfold."""
+    for shape in ((8, 3, 4, 24, 24), (2, 24, 2, 4, 5)):  # wide tiles and odd channels; narrow tiles and vectors
+        features, weight = torch.randn(shape).to(dtype), torch.randn(3, shape[1])
+        want = reference.channel_reduce(features.double(), weight.double(), 0.25)
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            on_device = features.cuda().contiguous(memory_format=layout)
+            assert_close(ops.channel_reduce(on_device, weight.cuda(), 0.25), want, 4e-6)
+    for kind in (torch.float32, torch.float16, torch.uint8):
+        for normalize, sigma_of in (("clip", "signed"), ("frame", "abs")):
+            options = {"size": size, "normalize": normalize, "dtype": kind}
+            tube = ops.saliency_tube(*cuda(features, weight), **options)
+            selected = ops.selective_tube(*cuda(features, weight), **options, sigma_of=sigma_of, n_sigma=0.5)
+            assert torch.equal(selected[0], tube)
+            assert ((selected[1] == tube) | (selected[1] == 0)).all()
+            if kind == torch.float32:
+                want = reference.saliency_tube(features.double(), weight.double(), size, normalize=normalize)
+                assert_close(tube, want)
+    volume, tolerance = torch.randn(2, *size).to(dtype), 1e-5 if dtype == torch.float32 else 1e-2
+    cam = torch.randn(2, 2, 3, 5).to(dtype)
+    for call, twin, of in (
+        (lambda v: ops.spline_upsample(v, size), lambda v: reference.spline_upsample(v, size), cam),
+        (ops.sobel_temporal, reference.sobel_temporal, volume),
+    ):
+        want = twin(of.double())
+        assert (call(of.cuda()).cpu().double() - want).abs().max() <= tolerance * want.abs().max()
+    for sigma_of, prescale in (("signed", False), ("abs", True)):
+        rule = {"n_sigma": 0.5, "sigma_of": sigma_of, "prescale": prescale}
+        share = ops.selective_relevance(volume.cuda(), **rule)[1]
+        want = reference.selective_relevance(volume, **rule)[1]
+        torch.testing.assert_close(share.cpu().float(), want.float(), rtol=2e-3, atol=2e-3)
+    inputs = torch.randn(2, 24).to(dtype), torch.randn(40, 24).to(dtype), torch.rand(2, 3, 40) > 0.5
+    for got, want in zip(ops.back_step(*cuda(*inputs), 0.6), reference.back_step(*inputs, 0.6), strict=True):
+        assert torch.equal(got.cpu(), want)
+
+
 # ---- streams, graphs, devices ---------------------------------------------------------------------------------------
 
 
