@@ -2,8 +2,9 @@
 # Everything that needs a GPU in one go, by value: build, correctness of every op, benchmark, compute-sanitizer.
 #   benchmarks/gpu_session.sh OUTPUT_FOLDER
 # It ends within 410 s (CLIPSIGHT_GPU_SECONDS), and what a step has found is in the folder as soon as it is found:
-# summary.txt, a log of each step, bench_gpu.json. A step must end when its share of the time is over; what a step
-# leaves over goes to the next one. The exit status is that of the first step that failed; later ones run all the same.
+# summary.txt, a log of each step, and bench_gpu.json, to be kept as benchmarks/results/gpu_DEVICE_DATE.json. A step
+# must end when its share of the time is over; what it leaves over goes to the next one. The exit status is that of the
+# first step that failed; later ones run all the same.
 #   PYTHON                              has a CUDA torch (2.11 or newer), pybind11, cmake, ninja, scipy and pytest
 #   CLIPSIGHT_GPU_ARCH                  architectures to compile for: 90 (Hopper); native asks the device
 #   CLIPSIGHT_ONNXRUNTIME_INCLUDE_DIR   ONNX Runtime's headers; without them its ops are left out, nothing is fetched
@@ -13,6 +14,7 @@ cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:?usage: $0 OUTPUT_FOLDER}" && cd "$1" && pwd)
 export PYTHON=${PYTHON:-python3} BUILD=${CLIPSIGHT_GPU_BUILD:-build/gpu} PYTHONPATH=$PWD/python
 export PYTHONUNBUFFERED=1 CLIPSIGHT_REQUIRE_CUDA=1
+PATH=$PATH:$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):/usr/local/cuda/bin  # cmake, nvcc
 budget=$((${CLIPSIGHT_GPU_SECONDS:-410} * 1000))
 status=0 running=
 
@@ -61,7 +63,8 @@ export -f device build sanitize
 
 start=$(now)
 rm -f "$out/summary.txt"
-say "$(date -u +%FT%TZ), $(timeout 10 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1 | head -n 1)"
+gpu=$(timeout 10 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>&1 | head -n 1)
+say "$(date -u +%FT%TZ), $gpu"
 step device 8 device
 if step build 32 build; then
   step tests 58 "$PYTHON" -m benchmarks.gpu_tests
