@@ -29,26 +29,34 @@ class Rows:
     def put(self, case: str, **values) -> None:
         row = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
         self.of[case] = {"case": case} | row
+        self.write()
+
+    def write(self) -> None:
         new = self.path.with_name(self.path.name + ".new")
         new.write_text(json.dumps({"machine": self.machine, "rows": [*self.of.values()]}, indent=1) + "\n")
         os.replace(new, self.path)
 
 
-def work(rows: Rows, cases: Iterable[tuple[str, Callable[[], dict]]], seconds: int = 30) -> int:
-    """Measures the cases `(name, call that returns the values of its row)` that the file lacks; the exit status.
+def work(rows: Rows, cases: Iterable[tuple[str, Callable[[], Iterable[dict]]]], seconds: int = 30) -> int:
+    """Measures the cases that the file lacks; the exit status. A case is its name and a call for the parts of its row.
 
-    After an exception the process counts as broken: an error of a kernel stays with its CUDA context. A call that
-    takes longer than `seconds` kills it, without a handler: Python's would wait for the kernel.
+    Each part is written as it comes. After an exception the process counts as broken: an error of a kernel stays with
+    its CUDA context. A call that takes longer than `seconds` kills it, without a handler: Python's would wait for the
+    kernel.
     """
     for case, measure in cases:
         if case in rows.of:
             continue
-        rows.put(case, error=f"the process died, or took longer than {seconds} s")
+        values, unfinished = {}, f"the process died, or took longer than {seconds} s"
+        rows.put(case, error=unfinished)
         signal.alarm(seconds)
         try:
-            rows.put(case, **measure())
+            for part in measure():
+                values |= part
+                rows.put(case, **values, error=unfinished)
+            rows.put(case, **values)
         except Exception as error:
-            rows.put(case, error=f"{type(error).__name__}: {error}")
+            rows.put(case, **values, error=f"{type(error).__name__}: {error}")
             return BROKEN
         finally:
             signal.alarm(0)
@@ -59,6 +67,7 @@ def work(rows: Rows, cases: Iterable[tuple[str, Callable[[], dict]]], seconds: i
 def supervise(worker: Sequence[str | Path], path: Path) -> bool:
     """Runs a worker that calls `work` on `path`, a new one where it breaks; whether every row is free of errors."""
     path.unlink(missing_ok=True)
+    Rows(path).write()  # valid from the start
     before = 0
     while (status := subprocess.run(worker, check=False).returncode) != 0:
         done = len(Rows(path).of)

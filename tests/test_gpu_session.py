@@ -29,11 +29,13 @@ import os, sys, time
 from pathlib import Path
 from benchmarks.gpu_rows import Rows, work
 
-def wrong():
+def wrong(parts=()):
+    yield from parts
     raise RuntimeError("an illegal memory access")
 
-cases = {"first": lambda: {"ours_ms": 1.23456}, "raises": wrong, "killed": lambda: os.kill(os.getpid(), 9),
-         "hangs": lambda: time.sleep(60), "last": lambda: {"ours_ms": 2.0}}
+cases = {"first": lambda: [{"ours_ms": 1.23456}], "raises": wrong,
+         "raises later": lambda: wrong([{"ours_ms": 3.0}]), "killed": lambda: os.kill(os.getpid(), 9),
+         "hangs": lambda: time.sleep(60), "last": lambda: [{"ours_ms": 2.0}]}
 rows = Rows(Path(sys.argv[1]))
 rows.machine = {"device": "none"}
 sys.exit(work(rows, cases.items(), seconds=int(sys.argv[2])))
@@ -158,6 +160,7 @@ def test_each_row_is_written_whatever_becomes_of_the_next(tmp_path):
     assert content["rows"] == [
         {"case": "first", "ours_ms": 1.235},
         {"case": "raises", "error": "RuntimeError: an illegal memory access"},
+        {"case": "raises later", "ours_ms": 3.0, "error": "RuntimeError: an illegal memory access"},
         {"case": "killed", "error": died},
         {"case": "hangs", "error": died},
         {"case": "last", "ours_ms": 2.0},
@@ -172,15 +175,17 @@ def test_the_rows_are_valid_when_all_is_killed(tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     rows = json.loads(path.read_text())["rows"]
-    assert [row["case"] for row in rows] == ["first", "raises", "killed", "hangs"]
+    assert [row["case"] for row in rows] == ["first", "raises", "raises later", "killed", "hangs"]
     assert rows[0]["ours_ms"] == 1.235
 
 
 def test_a_worker_that_never_begins_is_not_started_for_ever(tmp_path):
-    command = [sys.executable, "-c", SUPERVISOR, tmp_path / "rows.json", "1", "raise SystemExit(5)"]
+    path = tmp_path / "rows.json"
+    command = [sys.executable, "-c", SUPERVISOR, path, "1", "raise SystemExit(5)"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "a worker must begin a case, got exit status 5 and no new row" in done.stdout
+    assert json.loads(path.read_text()) == {"machine": {}, "rows": []}
 
 
 def test_a_test_that_kills_its_process_or_hangs_costs_no_other(tmp_path):
