@@ -1,179 +1,168 @@
-"""CUDA kernels: time of the device, bytes moved against the device's own copy speed, and the best plain torch way.
+"""CUDA kernels: time on the device, bytes moved against the device's own copy speed, and the best plain torch way.
 
-Prints one JSON row per case (and writes them to the file named by --json). Cases are checked against the float64 twin
-before they are timed. All are timed as CUDA graph replays, so that launch gaps of Python do not count. Cases of batch
-1 fit into the cache: read their times, not their GB/s.
+python -m benchmarks.bench_gpu --json FILE
+
+Prints one JSON row per case and writes it to the file at once; what goes wrong with a case stands in its row. Results
+are checked against the twins before the clock starts. Calls are timed as replays of a CUDA graph, so that launch gaps
+of Python do not count, and go around several sets of inputs and outputs, larger together than the cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import os
+import platform
 import statistics
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
+from benchmarks.gpu_cases import COPY, Case, cases
+from benchmarks.gpu_rows import Rows, supervise, work
 
-from clipsight import ops, reference
-
-SIZE = (16, 224, 224)
+CALLS, REPEATS, WAITS, SETS = 10, 15, 200, 256  # calls a sample, samples, samples of a latency, most sets
 
 
-def milliseconds(call: Callable, repeats: int = 30) -> float:
-    """Median device time of one call, from events around graph replays."""
+def captured(call: Callable, sets: list[tuple]) -> torch.cuda.CUDAGraph:
+    """A graph of one call on each set, after one on each outside of it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
+        for arguments in sets:
+            call(*arguments)
     torch.cuda.current_stream().wait_stream(side)
-    graph, inner = torch.cuda.CUDAGraph(), 10
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(inner):
-            call()
-    times = []
-    for _ in range(repeats + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / inner)
-    return statistics.median(times[3:])
+        for arguments in sets:
+            call(*arguments)
+    return graph
 
 
-def copy_speed() -> float:
-    """GB/s of a large device-to-device copy, bytes read and written."""
-    source = torch.randint(0, 255, (1 << 30,), dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / milliseconds(lambda: target.copy_(source), 10) / 1e6
+def between_events(run: Callable, calls: int) -> float:
+    """Milliseconds of one of the calls that `run` makes, as the device counts them."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / calls
 
 
-def upsampling(grid, size=SIZE):
-    """Plain torch: three matrix products, the matrices ready on the device."""
-    matrices = [torch.from_numpy(reference.basis(m, n).copy()).float().cuda() for m, n in zip(grid, size, strict=True)]
-
-    return lambda volume: reference.separable(volume, *matrices)
-
-
-def plain_tube(features, weight):
-    """The best plain torch way: one product over the channels, three matrix products, min-max."""
-    grid = features.shape[2:]
-    upsample = upsampling(grid)
-
-    def call():
-        raw = upsample((weight @ features.flatten(2).float()).unflatten(2, grid))
-        low, high = raw.amin((-3, -2, -1), True), raw.amax((-3, -2, -1), True)
-        return (raw - low) / (high - low)
-
-    return call
+def until_done(run: Callable) -> float:
+    """Milliseconds that the host waits from the call to the end of its work on the device."""
+    start = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
 
 
-def cases():
-    """(name, call, bytes that must move, plain torch call or None, check)"""
-    for batch, maps in ((1, 1), (8, 5), (32, 5)):
-        for dtype in (torch.float32, torch.float16):
-            features = torch.randn(batch, 2048, 4, 7, 7, device="cuda").to(dtype)
-            weight = torch.randn(maps, 2048, device="cuda")
-            voxels = batch * maps * 16 * 224 * 224
-            read = features.numel() * features.element_size()
-            name = f"{batch}x2048x4x7x7 {str(dtype)[6:]}, {maps} maps"
+def clock(call: Callable, way: str, sets: list[tuple]) -> Callable[[], float]:
+    """A function that measures the call once, in milliseconds; see `Case.timed`."""
+    if way == "latency":
+        return partial(until_done, captured(call, sets).replay)
+    around = sets * math.ceil(CALLS / len(sets))
+    if way == "graph":
+        return partial(between_events, captured(call, around).replay, len(around))
 
-            def reduce_(f=features, w=weight):
-                return ops.channel_reduce(f, w)
+    def run():
+        for arguments in around:
+            call(*arguments)
 
-            def check_reduce(got, f=features, w=weight):
-                return got, reference.channel_reduce(f.double(), w.double())
-
-            yield (
-                f"channel_reduce {name}",
-                reduce_,
-                read,
-                lambda f=features, w=weight: w.to(f.dtype) @ f.flatten(2),
-                check_reduce,
-            )
-            last = features.contiguous(memory_format=torch.channels_last_3d)
-            yield f"channel_reduce channels_last {name}", lambda f=last: reduce_(f), read, None, check_reduce
-            if dtype == torch.float16:
-                continue
-
-            def check_tube(got, f=features, w=weight):
-                return got[-1:], reference.saliency_tube(f[-1:].double(), w.double(), SIZE)
-
-            tube = torch.empty(batch, maps, *SIZE, device="cuda")
-            both = (tube, torch.empty_like(tube), torch.empty(batch, maps, device="cuda"))
-            yield (
-                f"saliency_tube {name}",
-                lambda f=features, w=weight, o=tube: ops.saliency_tube(f, w, SIZE, out=o),
-                read + 4 * voxels,
-                plain_tube(features, weight),
-                check_tube,
-            )
-            yield (
-                f"selective_tube {name}",
-                lambda f=features, w=weight, o=both: ops.selective_tube(f, w, SIZE, out=o)[0],
-                read + 8 * voxels,
-                None,
-                check_tube,
-            )
-            yield (
-                f"selective_tube memset {name}",
-                lambda o=both: (o[0].zero_(), o[1].zero_())[0],
-                8 * voxels,
-                None,
-                None,
-            )
-    volume = torch.randn(64, 16, 224, 224, device="cuda")
-    moved = 2 * volume.numel() * 4
-    yield (
-        "sobel_temporal 64x16x224x224",
-        lambda: ops.sobel_temporal(volume),
-        moved,
-        lambda: reference.sobel_temporal(volume),
-        lambda got: (got[-1:], reference.sobel_temporal(volume[-1:].double())),
-    )
-    yield (
-        "selective_relevance 64x16x224x224",
-        lambda: ops.selective_relevance(volume)[0],
-        moved,
-        lambda: reference.selective_relevance(volume)[0],
-        None,
-    )
-    small = torch.randn(64, 4, 56, 56, device="cuda")
-    plain_upsample = upsampling(small.shape[1:])
-    yield (
-        "spline_upsample 64x4x56x56 -> 16x224x224",
-        lambda: ops.spline_upsample(small, SIZE),
-        4 * small.numel() + 4 * volume.numel(),
-        lambda: plain_upsample(small),
-        lambda got: (got[-1:], reference.spline_upsample(small[-1:].double(), SIZE)),
-    )
+    return partial(between_events, run, len(around))
 
 
-def main() -> None:
+def check(case: Case, arguments: tuple) -> None:
+    for got, want, bound in case.check(case.ours(*arguments), *arguments):
+        got, want = got.double(), want.double()
+        error = ((got - want).norm() / want.norm().clamp_min(1)).item()
+        if not error <= bound:
+            raise AssertionError(f"{case.name}: the result must match the twin to {bound}, got {error:.2e}")
+
+
+def in_turns(clocks: list[Callable[[], float]], repeats: int) -> list[list[float]]:
+    """The times of each clock; the first ones warm up."""
+    rounds = [[one() for one in clocks] for _ in range(repeats + 3)]
+    return [list(times) for times in zip(*rounds[3:], strict=True)]
+
+
+def measure(case: Case, rows: Rows) -> Iterator[dict]:
+    """The row in two parts: ours, then both in turns, so that a baseline that fails costs no number of ours."""
+    torch.manual_seed(0)
+    sets = [case.make()]
+    check(case, sets[0])
+    if case.timed == "graph":
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        size = sum(tensor.nbytes for tensor in sets[0])
+        sets += [case.make() for _ in range(min(math.ceil(3 * cache / size), SETS) - 1)]
+    repeats = WAITS if case.timed == "latency" else REPEATS
+    clocks = [clock(case.ours, case.timed, sets)]
+
+    def ours(times: list[float]) -> dict:
+        median = statistics.median(times)
+        row = {"ours_ms": median, "timed": case.timed, "spread_ms": statistics.stdev(times), "sets": len(sets)}
+        if case.timed != "latency":
+            row["GB_s"] = case.moved / median / 1e6
+            copy = rows.of.get(COPY, {}).get("GB_s")
+            row |= {"of_copy_speed": row["GB_s"] / copy} if copy and case.name != COPY else {}
+        return row
+
+    yield ours(*in_turns(clocks, repeats))
+    if case.plain is not None:
+        clocks.append(clock(case.plain, case.plain_timed, sets))
+        mine, plain = in_turns(clocks, repeats)
+        row, baseline = ours(mine), statistics.median(plain)
+        yield row | {
+            "baseline": "plain torch",
+            "baseline_ms": baseline,
+            "baseline_timed": case.plain_timed,
+            "ratio": baseline / row["ours_ms"],
+        }
+
+
+def printed(*command: str) -> str:
+    """What a command prints, or why it does not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"unknown: {error}"
+    return done.stdout.strip() if done.returncode == 0 else f"unknown: {done.stderr.strip()}"
+
+
+def machine() -> dict:
+    properties = torch.cuda.get_device_properties(0)
+    commit = os.environ.get("CLIPSIGHT_COMMIT") or printed("git", "describe", "--always", "--dirty", "--abbrev=40")
+    return {
+        "device": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "cache_bytes": properties.L2_cache_size,
+        "driver": printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cuda": torch.version.cuda,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit,
+    }
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--json", type=Path, required=True, help="where the rows go")
+    parser.add_argument("--worker", action="store_true", help="measure what the file lacks, in this process")
     arguments = parser.parse_args()
-    copy = copy_speed()
-    rows = [{"device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_GB_s": round(copy)}]
-    print(json.dumps(rows[0]))
-    for name, call, moved, plain, check in cases():
-        if check is not None:
-            got, want = check(call())
-            error = ((got.double() - want).norm() / want.norm()).item()
-            if not error < 1e-5:
-                raise SystemExit(f"{name}: the result must match the float64 twin to 1e-5, got {error:.2e}")
-        time = milliseconds(call)
-        row = {"case": name, "ours_ms": time, "GB_s": moved / time / 1e6, "of_copy_speed": moved / time / 1e6 / copy}
-        if plain is not None:
-            row |= {"baseline": "plain torch", "baseline_ms": milliseconds(plain, 10)}
-            row["ratio"] = row["baseline_ms"] / time
-        rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()})
-        print(json.dumps(rows[-1]), flush=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if not arguments.worker:
+        worker = [sys.executable, "-m", "benchmarks.bench_gpu", "--json", arguments.json, "--worker"]
+        return 0 if supervise(worker, arguments.json) else 1
+    rows = Rows(arguments.json)
+    rows.machine = rows.machine or machine()
+    return work(rows, ((case.name, partial(measure, case, rows)) for case in cases()))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -79,6 +79,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")  # the widest scope comes first: where this skips, no file is exported for nothing
+def cuda_provider() -> list[str]:
+    """The providers of an ONNX Runtime session on CUDA, or a skip where this ONNX Runtime has none."""
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if "CUDAExecutionProvider" not in runtime.get_available_providers():
+        pytest.skip("this build of onnxruntime has no CUDA provider")
+    return ["CUDAExecutionProvider"]
+
+
 @pytest.fixture(params=[1, 2], ids=["1thread", "2threads"])
 def threads(request: pytest.FixtureRequest):
     """Runs a test on one and on two threads of torch's pool."""

@@ -379,7 +379,7 @@ def test_cuda_fuses_no_product_and_drops_rows_with_nan():
 
 
 @pytest.mark.gpu
-def test_cuda_graph_and_node_of_the_cuda_provider(opened):
+def test_cuda_graph():
     inputs = [x.cuda() for x in arguments(2, 3, 64, 48, 1)]
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
@@ -392,9 +392,10 @@ def test_cuda_graph_and_node_of_the_cuda_provider(opened):
     graph.replay()
     assert_same(captured, ops.back_step(*inputs, 0.6))
 
-    if "CUDAExecutionProvider" not in pytest.importorskip("onnxruntime").get_available_providers():
-        pytest.skip("this build of onnxruntime has no CUDA provider")
-    session = opened(node(theta=0.6, groups=4), providers=["CUDAExecutionProvider"])
+
+@pytest.mark.gpu
+def test_node_of_the_cuda_provider(opened, cuda_provider):
+    session = opened(node(theta=0.6, groups=4), providers=cuda_provider)
     inputs = arguments(2, 3, 8, 3, 4)
     feeds = dict(zip(("pooled", "kernel", "selected"), (x.numpy() for x in inputs), strict=True))
     assert_same(map(torch.from_numpy, session.run(None, feeds)), reference.back_step(*inputs, 0.6, 4))

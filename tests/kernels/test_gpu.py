@@ -135,13 +135,20 @@ def test_half_volumes_match_the_cpu(dtype):
 
 
 def expected_mask(raw: torch.Tensor, rule: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mask, where it is certain): the derivative lies more than 1e-4 sigma from its limit."""
-    g = reference.sobel_temporal(raw, rule.get("padding", "replicate"))
+    """(mask, where it is certain): the derivative lies more than 1e-4 sigma from its limit.
+
+    Or sigma is 0 and yet no noise: then the map is all zeros, its derivative is 0 in any arithmetic, and the strict
+    comparison with the limit 0 selects nothing.
+    """
+    # The Sobel operator as matrices: in float64 the twin's convolution takes up to fifteen times as long.
+    padding = rule.get("padding", "replicate")
+    matrices = [reference.stencil(n, taps, padding) for n, taps in zip(raw.shape[-3:], reference.SOBEL, strict=True)]
+    g = reference.separable(raw, *matrices)
     spread = g.abs() if rule.get("sigma_of") == "abs" else g
     sigma = spread.std(VOLUME, correction=1, keepdim=True)
     limit = torch.where(sigma < 1e-5 * raw.abs().amax(VOLUME, True), torch.inf, rule["n_sigma"] * sigma)
     value = {"abs": g.abs(), "rising": g, "falling": -g}[rule.get("sign", "abs")]
-    return value > limit, ((value - limit).abs() > 1e-4 * sigma) | limit.isinf()
+    return value > limit, ((value - limit).abs() > 1e-4 * sigma) | limit.isinf() | (sigma == 0)
 
 
 @pytest.mark.parametrize("order", [3, 1])
@@ -150,6 +157,9 @@ def expected_mask(raw: torch.Tensor, rule: dict) -> tuple[torch.Tensor, torch.Te
 def test_tubes(grid, size, order, dtype):
     cam = torch.randn(2, 3, *grid)
     features, weight = features_of(cam)
+    cams = {False: cam.double(), True: cam.double().relu()}
+    raws = {relu: reference.spline_upsample(cams[relu], size, order) for relu in cams}
+    masks = {relu: [expected_mask(raw, rule) for rule in RULES] for relu, raw in raws.items()}
     for normalize, relu in (("clip", False), ("clip", True), ("frame", False), ("none", False)):
         if dtype == torch.uint8 and normalize == "none":
             continue
@@ -168,16 +178,14 @@ def test_tubes(grid, size, order, dtype):
         if normalize != "none":
             assert tube.min() >= 0
             assert tube.max() <= (255 if dtype == torch.uint8 else 1)
-        raw = reference.spline_upsample(cam.double().relu() if relu else cam.double(), size, order)
-        for rule in RULES:
+        for rule, (mask, certain) in zip(RULES, masks[relu], strict=True):
             selected_tube, motion, share = ops.selective_tube(*cuda(features, weight), size, **options, **rule)
             assert torch.equal(selected_tube, tube)
-            mask, certain = expected_mask(raw, rule)
             masked = torch.where(mask, tube.cpu(), torch.zeros_like(tube.cpu()))
             assert torch.equal(masked[certain], motion.cpu()[certain])
             assert (~certain).double().mean() <= 1e-3
             if certain.all():
-                magnitude = raw.abs()
+                magnitude = raws[relu].abs()
                 want = (magnitude * mask).sum(VOLUME) / magnitude.sum(VOLUME).clamp_min(1e-300)
                 torch.testing.assert_close(share.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
@@ -239,6 +247,47 @@ def test_out_also_where_it_is_not_aligned(offset):
     out = tuple(torch.full((x.numel() + offset,), -7.0, device="cuda")[offset:].view(x.shape) for x in expected)
     ops.selective_tube(features, weight, (5, 20, 24), out=out)
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+# ---- a few launches for compute-sanitizer ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(5, 20, 24), (3, 7, 33), (2, 3, 1100)])  # vectors, single columns, several blocks
+def test_every_kernel(size, dtype):
+    """Each kernel for each type, on small volumes: few enough launches for a tool that slows them a hundredfold."""
+    for shape in ((8, 3, 4, 24, 24), (2, 24, 2, 4, 5)):  # wide tiles and odd channels; narrow tiles and vectors
+        features, weight = torch.randn(shape).to(dtype), torch.randn(3, shape[1])
+        want = reference.channel_reduce(features.double(), weight.double(), 0.25)
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            on_device = features.cuda().contiguous(memory_format=layout)
+            assert_close(ops.channel_reduce(on_device, weight.cuda(), 0.25), want, 4e-6)
+    for kind in (torch.float32, torch.float16, torch.uint8):
+        for normalize, sigma_of in (("clip", "signed"), ("frame", "abs")):
+            options = {"size": size, "normalize": normalize, "dtype": kind}
+            tube = ops.saliency_tube(*cuda(features, weight), **options)
+            selected = ops.selective_tube(*cuda(features, weight), **options, sigma_of=sigma_of, n_sigma=0.5)
+            assert torch.equal(selected[0], tube)
+            assert ((selected[1] == tube) | (selected[1] == 0)).all()
+            if kind == torch.float32:
+                want = reference.saliency_tube(features.double(), weight.double(), size, normalize=normalize)
+                assert_close(tube, want)
+    volume, tolerance = torch.randn(2, *size).to(dtype), 1e-5 if dtype == torch.float32 else 1e-2
+    cam = torch.randn(2, 2, 3, 5).to(dtype)
+    for call, twin, of in (
+        (lambda v: ops.spline_upsample(v, size), lambda v: reference.spline_upsample(v, size), cam),
+        (ops.sobel_temporal, reference.sobel_temporal, volume),
+    ):
+        want = twin(of.double())
+        assert (call(of.cuda()).cpu().double() - want).abs().max() <= tolerance * want.abs().max()
+    for sigma_of, prescale in (("signed", False), ("abs", True)):
+        rule = {"n_sigma": 0.5, "sigma_of": sigma_of, "prescale": prescale}
+        share = ops.selective_relevance(volume.cuda(), **rule)[1]
+        want = reference.selective_relevance(volume, **rule)[1]
+        torch.testing.assert_close(share.cpu().float(), want.float(), rtol=2e-3, atol=2e-3)
+    inputs = torch.randn(2, 24).to(dtype), torch.randn(40, 24).to(dtype), torch.rand(2, 3, 40) > 0.5
+    for got, want in zip(ops.back_step(*cuda(*inputs), 0.6), reference.back_step(*inputs, 0.6), strict=True):
+        assert torch.equal(got.cpu(), want)
 
 
 # ---- streams, graphs, devices ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clipsight import ops, reference
-from onnx_nodes import F16, F32, model, ort, run, torch_type, tube_model
+from onnx_nodes import F16, F32, model, run, torch_type, tube_model
 
 GRIDS = {(67, 3, 5, 7): (5, 21, 17), (1, 1, 1, 1): (3, 4, 5), (16, 4, 2, 9): (2, 7, 33)}  # C, t, h, w -> size
 VOLUME = (-3, -2, -1)
@@ -215,15 +215,13 @@ def test_threads_of_the_pool_and_of_the_caller_give_the_same_bits(opened):
 @pytest.mark.gpu
 @pytest.mark.parametrize("weight_type", [F32, F16], ids=["weight32", "weight16"])
 @pytest.mark.parametrize("feature_type", [F32, F16], ids=["features32", "features16"])
-def test_cuda_provider_agrees_with_the_cpu(opened, feature_type, weight_type):
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        pytest.skip("this build of onnxruntime has no CUDA provider")
+def test_cuda_provider_agrees_with_the_cpu(opened, cuda_provider, feature_type, weight_type):
     size = (5, 21, 17)
     proto = tube_model(features=feature_type, weight=weight_type, channels=19, free_n_sigma=True, size=size)
     features = torch.randn(2, 19, 3, 5, 7).to(torch_type(feature_type))
     weight, n_sigma = torch.randn(2, 19).to(torch_type(weight_type)), torch.tensor([0.5, 1.5])
-    session = opened(proto, providers=["CUDAExecutionProvider"])
-    assert session.get_providers()[0] == "CUDAExecutionProvider"
+    session = opened(proto, providers=cuda_provider)
+    assert session.get_providers()[0] == cuda_provider[0]
     tube, _, share = run(session, features, weight, n_sigma)
     exact = reference.selective_tube(features.double(), weight.double(), size, n_sigma=n_sigma.double())
     assert_close(tube, exact[0], 1e-5)
@@ -232,12 +230,10 @@ def test_cuda_provider_agrees_with_the_cpu(opened, feature_type, weight_type):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [F32, F16], ids=["32", "16"])
-def test_cuda_provider_on_volumes(opened, kind):
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        pytest.skip("this build of onnxruntime has no CUDA provider")
+def test_cuda_provider_on_volumes(opened, cuda_provider, kind):
     volume = torch.randn(2, 3, 4, 9, 8).to(torch_type(kind))
     inputs, tolerance = {"volume": (kind, ["N", 3, 4, 9, 8])}, 1e-5 if kind is F32 else 2e-3
-    cuda = {"providers": ["CUDAExecutionProvider"]}
+    cuda = {"providers": cuda_provider}
     size = {"size": (np.int64, [3])}
     (output,) = run(opened(model("SplineUpsample", inputs | size, {"o": kind}), **cuda), volume, np.array((5, 11, 7)))
     assert_close(output, reference.spline_upsample(volume.double(), (5, 11, 7)), tolerance)

@@ -106,6 +106,7 @@ def test_options(files, open_session):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["clip", "plugin"])
+@pytest.mark.usefixtures("cuda_provider")
 def test_memory_of_the_gpu(files, open_session, name):
     """Inputs and outputs on the device, and mixed with the host's; the numbers are those of the CPU."""
     session, array = open_session(name, device=b"cuda"), clip()
