@@ -50,7 +50,7 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
             f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
             f"[N, {', '.join(map(str, shape))}]: {error}"
         ) from error
-    if any(_writes_through_view(node) and not _is_constant(node) for node in program.graph.nodes):
+    if any(writes_through_view(node) and not _is_constant(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # which only replaces what is written in place
     module = _unlifted(program)
     for node in module.graph.find_nodes(op="call_function", target=aten.copy.default):
@@ -63,7 +63,7 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
     return GraphModule(module, module.graph, class_name=type(network).__name__)
 
 
-def _writes_through_view(node: Node) -> bool:
+def writes_through_view(node: Node) -> bool:
     """An in-place op on a view, such as `x[:, 1:] += y`: it changes a tensor that is not among its arguments."""
     if node.op != "call_function" or not op_of(node).endswith("_") or not isinstance(node.args[0], Node):
         return False
@@ -132,14 +132,27 @@ def _unlifted(program: torch.export.ExportedProgram) -> GraphModule:
 def without_mutation(graph: Graph) -> None:
     """Replaces in-place ops: a tensor that the graph gives out must still be there at the end of the forward pass."""
     order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
         twin = getattr(aten, name[:-1], None) if node.op == "call_function" and name.endswith("_") else None
-        if twin is not None and overload in twin.overloads() and not _writes_through_view(node):
-            node.target = getattr(twin, overload)
-            changed = node.args[0]
+        if twin is not None and overload in twin.overloads() and not writes_through_view(node):
+            node.target, changed, result = getattr(twin, overload), node.args[0], node
+            if _made(node) != node.meta["val"].dtype:  # in place a comparison, say, stays what the tensor is
+                with graph.inserting_after(node):
+                    result = graph.call_function(aten._to_copy.default, (node,), {"dtype": node.meta["val"].dtype})
+                result.meta = dict(node.meta)
+                node.meta["val"] = node.meta["val"].to(_made(node))
+                node.replace_all_uses_with(result, lambda user, own=result: user is not own)
+                order[result] = order[node]
             for user in [user for user in changed.users if order[user] > order[node]]:
-                user.replace_input_with(changed, node)
+                user.replace_input_with(changed, result)
+
+
+def _made(node: Node) -> torch.dtype:
+    """The type of what the node's op returns."""
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with node.meta["val"].fake_mode:
+        return node.target(*args, **kwargs).dtype
 
 
 def stack_of(node: Node) -> list[str]:

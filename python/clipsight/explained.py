@@ -239,6 +239,7 @@ class SizedExplanation(nn.Module):
         self.network, self.attached = network, attached
         self.heads, self.classes, self.size = tuple(heads), classes, size
         self.inside, self.outside = inside, outside
+        self.compute = torch.promote_types(inside, torch.float32)
         # The fused ops compute in float32; a network in float64 wants more.
         fused = plugin and inside != torch.float64
         self.ops = importlib.import_module(".ops" if fused else ".reference", __package__)
@@ -275,8 +276,8 @@ class SizedExplanation(nn.Module):
         decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
-        batch, compute = logits.shape[0], torch.promote_types(self.inside, torch.float32)
-        weight, route = weight.flatten(1).to(compute), self.attached.route
+        batch, route = logits.shape[0], self.attached.route
+        weight = as_type(weight.flatten(1), self.compute)
         chosen = self.classes.chosen(logits, classes)
         evidence = Evidence(
             features=as_grid(features, batch),
@@ -316,11 +317,9 @@ class SizedExplanation(nn.Module):
         """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
         if self.attached.backward is None:
             return {}
-        compute = torch.promote_types(self.inside, torch.float32)
         numbers = self.attached.backward.nodes
-        return {
-            number: t.to(compute) for number, t in zip(numbers, further[len(further) - len(numbers) :], strict=True)
-        }
+        taps = further[len(further) - len(numbers) :]
+        return {number: as_type(tap, self.compute) for number, tap in zip(numbers, taps, strict=True)}
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
@@ -330,7 +329,7 @@ class SizedExplanation(nn.Module):
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
-        return value.to(torch.promote_types(value.dtype, torch.float32))
+        return value if value.dtype in (torch.float32, torch.float64) else value.float()
 
 
 class _LogitsOnly(nn.Module):
@@ -421,6 +420,11 @@ def _check_clip(clip: Tensor) -> None:
         raise ValueError(f"explain: clip must have shape [N, 3, T, H, W] with no empty axis, got {list(clip.shape)}")
     if not clip.is_floating_point():
         raise TypeError(f"explain: clip must hold floating-point values, got {clip.dtype}")
+
+
+def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tracers write down a conversion to the type that a tensor has already."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _one(example: Tensor) -> Tensor:

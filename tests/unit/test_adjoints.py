@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from clipsight.backward import convolve
 from clipsight.backward.adjoints import adaptive_avg_pool_adjoint, avg_pool_adjoint, conv_adjoint, max_pool_adjoint
 from clipsight.exporters import onnx, torchscript
 
@@ -24,11 +23,6 @@ POOLS = {
 axes = st.integers(2, 3)
 FORMS = pytest.mark.parametrize("for_onnx", [False, True], ids=["torch", "onnx"])
 sweep = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def form(for_onnx: bool):
-    """The form that an export to ONNX takes, or the one for everything else."""
-    return mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=for_onnx)
 
 
 def random(*shape, seed=0) -> torch.Tensor:
@@ -64,7 +58,7 @@ def test_convolution(for_onnx, data):
     weight = random(groups * kernels, channels, *kernel, seed=1)
     y = POOLS["conv"][n](x, weight, None, stride, padding, dilation, groups)
     g = random(*y.shape, seed=2)
-    with form(for_onnx):
+    with convolve.for_onnx(for_onnx):
         assert_same(conv_adjoint(g, weight, size, stride, padding, dilation, groups), back(y, x, g))
 
 
@@ -76,7 +70,7 @@ def test_convolution_with_same_padding(for_onnx, kernel):
     x, weight = random(2, 4, 5, 6, 7).requires_grad_(), random(4, 4, kernel, kernel, kernel, seed=1)
     y = F.conv3d(x, weight, padding="same")
     g = random(*y.shape, seed=2)
-    with form(for_onnx):
+    with convolve.for_onnx(for_onnx):
         assert_same(conv_adjoint(g, weight, (5, 6, 7), padding=(kernel - 1) // 2), back(y, x, g))
 
 
@@ -119,14 +113,14 @@ def test_max_pooling(for_onnx, data):
     y = POOLS["max"][n](x, kernel, stride, padding, dilation, ceil_mode)
     assume(not y.isinf().any())  # a dilated window that lies in the padding: torch has no winner for it
     g = random(data.draw(st.integers(1, 3)), *y.shape, seed=2)
-    with form(for_onnx):
+    with convolve.for_onnx(for_onnx):
         ours = max_pool_adjoint(g.flatten(0, 1), x.detach(), kernel, stride, padding, dilation, ceil_mode)
     assert_same(ours, torch.cat([back(y, x, each) for each in g]))
 
 
 @FORMS
 def test_by_hand(for_onnx):
-    with form(for_onnx):
+    with convolve.for_onnx(for_onnx):
         taps = torch.tensor([[[[1.0, 2.0, 3.0]]]])
         sent = conv_adjoint(torch.tensor([[[[10.0, 100.0]]]]), taps, (1, 6), stride=(1, 2))
         assert sent.tolist() == [[[[10.0, 20.0, 130.0, 200.0, 300.0, 0.0]]]]

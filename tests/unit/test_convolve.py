@@ -12,14 +12,10 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clipsight.backward.convolve import convolve
+from clipsight.backward.convolve import convolve, for_onnx
 from clipsight.exporters import onnx
 
 EXACT = pytest.mark.parametrize("exact", [True, False], ids=["exact", "four products"])
-
-
-def for_onnx():
-    return mock.patch.object(torch.onnx, "is_in_onnx_export", return_value=True)
 
 
 def random(*shape, seed=0) -> torch.Tensor:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .convolve import Ints, convolve, each
+from .convolve import Ints, convolve, each, is_for_onnx
 
 
 def conv_adjoint(
@@ -56,7 +56,7 @@ def conv_adjoint(
     out = _sizes(g)
     reach = [d * (k - 1) for d, k in zip(dilation, _sizes(weight), strict=True)]
     # Few input channels make few outputs of a costly convolution: there the transposed one does less.
-    if torch.onnx.is_in_onnx_export() and set(stride) == {1} and int(weight.shape[1]) * groups * 4 >= int(g.shape[1]):
+    if is_for_onnx() and set(stride) == {1} and int(weight.shape[1]) * groups * 4 >= int(g.shape[1]):
         margins = [(r - p, n + p - o) for r, p, n, o in zip(reach, padding, input_size, out, strict=True)]
         if all(before == after >= 0 for before, after in margins):
             inside = tuple(before for before, _ in margins)
@@ -144,7 +144,7 @@ def max_pool_adjoint(
     kernel = each(kernel, axes)
     stride, padding, dilation = each(stride, axes, kernel), each(padding, axes), each(dilation, axes)
     g = g.unflatten(0, (-1, x.shape[0]))
-    if torch.onnx.is_in_onnx_export():
+    if is_for_onnx():
         return _max_pool_adjoint_by_axis(g, x, kernel, stride, padding, dilation).flatten(0, 1)
     pool = F.max_pool3d if axes == 3 else F.max_pool2d
     _, winners = pool(x, kernel, stride, padding, dilation, ceil_mode, return_indices=True)

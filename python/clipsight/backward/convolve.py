@@ -11,7 +11,9 @@ Source: A. Lavin and S. Gray, "Fast algorithms for convolutional neural networks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,23 @@ from torch import Tensor
 
 Ints = int | Sequence[int]
 
+_FOR_ONNX = contextvars.ContextVar("for_onnx", default=False)
+
 MIN_CHANNELS = 16  # with fewer there is too little to do for one more pass over the clip
+
+
+@contextlib.contextmanager
+def for_onnx(value: bool = True) -> Iterator[None]:
+    """What is traced inside is for ONNX Runtime."""
+    before = _FOR_ONNX.set(value)
+    try:
+        yield
+    finally:
+        _FOR_ONNX.reset(before)
+
+
+def is_for_onnx() -> bool:
+    return _FOR_ONNX.get()
 
 
 def convolve(
@@ -45,7 +63,7 @@ def convolve(
     axes = weight.dim() - 2
     plain = {*each(stride, axes), *each(dilation, axes), groups} == {1} and not isinstance(padding, str)
     wide = min(int(n) for n in weight.shape[:2]) >= MIN_CHANNELS
-    if not (torch.onnx.is_in_onnx_export() and axes == 3 and plain and wide):
+    if not (is_for_onnx() and axes == 3 and plain and wide):
         return (F.conv3d if axes == 3 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
     in_time, *in_frame = each(padding, axes)
     taps = int(weight.shape[2])

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import torch
 
+from ..backward.convolve import for_onnx
 from ..manifest import METADATA_KEY, Manifest
 from . import onnx_double, onnx_graph, onnx_plugin
 from .check import ExportError
+from .decompose import decompose_where_needed
+from .onnx_simplify import simplify
 from .program import Program, random_inputs
 from .quiet import quiet
 
 KIND = "onnx"
 DEFAULT_PLUGIN = False
 PLUGIN_LIBRARY = onnx_plugin.LIBRARY
+EXAMPLE_BATCH = 3  # none that the self-check tries
 OPSET = 18  # the lowest that torch's exporter writes: older runtimes read it too
 VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime")
 FREE_AXES = {
@@ -65,16 +69,16 @@ def save(model, path: Path, manifest: Manifest) -> None:
 
 
 def _export(program: Program, size):
-    example = program.example(size, batch=2, seed=0)
+    example = program.example(size, EXAMPLE_BATCH, seed=0)
     module, names = program.module(size), (program.output_names, program.module_names)
-    if program.explained.compute_dtype == torch.float64:  # so many nodes that looking for patterns would take minutes
-        return convert(module, example, *names, onnx_double.translation_table(), optimize=False)
+    if program.explained.compute_dtype == torch.float64:
+        return convert(module, example, *names, onnx_double.translation_table())
     return convert(module, example, *names, onnx_plugin.translation_table() if program.plugin else None)
 
 
 def _export_frames(program: Program):
     """Frames to clip. Where the file has one clip length it is fixed, else the branches of the sizes check it."""
-    frames = random_inputs(program, program.sizes[0], batch=2, seed=0)["frames"]
+    frames = random_inputs(program, program.sizes[0], EXAMPLE_BATCH, seed=0)["frames"]
     return convert(program.prepare, (frames,), ("clip",), ("frames" if len(program.sizes) == 1 else "frames_of_sizes",))
 
 
@@ -84,7 +88,6 @@ def convert(
     names,
     input_names=("clip", "classes"),
     custom_translation_table: dict | None = None,
-    optimize: bool = True,
 ):
     """An `onnx.ModelProto` of a module with a free batch size; the example's must not be 1.
 
@@ -94,24 +97,27 @@ def convert(
         names: of the outputs.
         input_names: as many as there are inputs, or more.
         custom_translation_table: how torch's exporter writes ops that it does not know, `{torch op: function}`.
-        optimize: let torch's exporter simplify the graph.
     """
     input_names = input_names[: len(inputs)]
-    with quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),
-            inputs[:1],
-            kwargs=dict(zip(input_names[1:], inputs[1:], strict=True)),
+    axes = [FREE_AXES.get(name, {0: "N"}) for name in input_names]
+    free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in axes]
+    others = dict(zip(input_names[1:], inputs[1:], strict=True))
+    with quiet(), torch.no_grad(), for_onnx():
+        with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # no branch for a batch of one
+            captured = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
+        written = torch.onnx.export(
+            decompose_where_needed(captured),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=[FREE_AXES.get(name, {0: "N"}) for name in input_names],
+            dynamic_shapes=axes,
             input_names=list(input_names),
             output_names=list(names),
             custom_translation_table=custom_translation_table,
-            optimize=optimize,
+            optimize=False,
             verbose=False,
         )
-    model = program.model_proto
+        simplify(written.model)
+    model = written.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine
     return model

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
@@ -181,19 +182,21 @@ class Program:
 
     @functools.cached_property
     def _runs(self) -> list[tuple[Tensor, ...]]:
-        """Outputs for 2 samples at each size, for 2 classes where those are an input; and once more for 1 class."""
+        """Outputs for 2 samples at each size, for 2 classes where those are an input; and once more for 1 class.
+
+        Only their types and shapes are of interest, so the tensors hold no values.
+        """
         runs = []
-        for size in (*self.sizes, self.sizes[0]):
-            module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
-            names, inputs = self.module_names, self.example(size, batch=2, seed=0)
-            inputs = dict(zip(names, inputs, strict=True))
-            if self.classes_input:
-                count = 1 if len(runs) == len(self.sizes) else 2
-                inputs["classes"] = inputs["classes"].new_zeros(2, count)
-            elif len(runs) == len(self.sizes):
-                break
-            with torch.inference_mode():
-                runs.append(module(**inputs))
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode():
+            for size in (*self.sizes, self.sizes[0]):
+                module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
+                inputs = dict(zip(self.module_names, self.example(size, batch=2, seed=0), strict=True))
+                if self.classes_input:
+                    count = 1 if len(runs) == len(self.sizes) else 2
+                    inputs["classes"] = inputs["classes"].new_zeros(2, count)
+                elif len(runs) == len(self.sizes):
+                    break
+                runs.append(module(**{name: fake.from_tensor(tensor) for name, tensor in inputs.items()}))
         return runs
 
 
