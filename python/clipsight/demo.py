@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,13 @@ FILES = {"ONNX": "movers.onnx", PLUGIN: "movers_plugin.onnx", "TorchScript": "mo
 RESULTS = ("heat.mp4", "focus.mp4", "motion.mp4", "contact.png", "result.json")
 
 
-def main(out: Path) -> int:
-    """Writes everything into the folder `out`; returns the exit code."""
+def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, sizes: nullcontext()) -> int:
+    """Writes everything into the folder `out`; returns the exit code.
+
+    Args:
+        out: the folder.
+        show: gives an export's `progress` for as long as it takes, from the network's name and the clip's sizes.
+    """
     console = Console(soft_wrap=True)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,8 @@ def main(out: Path) -> int:
         reused = _is_current(out / name, explained)
         if not reused:
             facts = {"labels": model.labels, "preprocessing": preprocessing, "name": "movers"}
-            export(explained, out / name, plugin=format != "ONNX", **facts)
+            with show("movers", [preprocessing.size]) as progress:
+                export(explained, out / name, plugin=format != "ONNX", progress=progress, **facts)
         size = (out / name).stat().st_size
         console.print(
             f"{format:12} {out / name}: {size / 1e6:.2f} MB, {'reused' if reused else 'exported and checked'}"

@@ -1,4 +1,4 @@
-"""What an installed clipsight must do; tests/support/wheel.sh runs it in a fresh environment, with any release of torch.
+"""What an installed clipsight must do; tests/support/wheel.sh runs it in a fresh environment, with any torch.
 
 python wheel_check.py write FOLDER    exports the shipped network, with the results of the network itself beside it
 python wheel_check.py run FOLDER      imports, looks itself over, checks the ops, and runs and exports such files

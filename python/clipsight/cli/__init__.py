@@ -17,7 +17,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     ) from error
 
 from .networks import CommandError, load_live, map_head, parse_size, read_labels
-from .printing import console, print_manifest, print_outcome, print_result, progress_bars
+from .printing import console, export_lines, print_manifest, print_outcome, print_result, progress_bars
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -276,7 +276,10 @@ def export(
     random_weights: RandomWeights = False,
     debug: Debug = False,
 ) -> None:
-    """Write a network and its maps as one file whose forward pass returns logits and saliency."""
+    """Write a network and its maps as one file whose forward pass returns logits and saliency.
+
+    The file is checked against the network before it appears; a terminal shows the steps: capture, write, check.
+    """
     import torch
 
     import clipsight
@@ -305,13 +308,15 @@ def export(
     if isinstance(chosen, int):
         chosen = "predicted" if chosen == 1 else f"top{chosen}"
     example = torch.randn(1, 3, *live.preprocessing.size, generator=torch.Generator().manual_seed(0))
-    with console.status(f"exporting {escape(model)} and checking the file"):
+    sizes = [live.preprocessing.size, *((live.preprocessing.frames, *other) for other in others)]
+    with export_lines(live.name, sizes) as progress:
+        progress("capture", out)
         explained = clipsight.explain(live.module, heads, example, chosen if isinstance(chosen, str) else list(chosen))
         manifest = clipsight.export(
             explained,
             out,
             plugin=plugin,
-            sizes=[(live.preprocessing.frames, *other) for other in others],
+            sizes=sizes,
             labels=names,
             preprocessing=live.preprocessing,
             name=live.name,
@@ -321,6 +326,7 @@ def export(
             half=half.value if half else False,
             inputs=tuple(dict.fromkeys(name.value for name in input or ())),
             plain=plain,
+            progress=progress,
         )
     console.print(f"[bold]{escape(str(out))}[/]  {out.stat().st_size / 1e6:.1f} MB, checked against the live model")
     print_manifest(manifest)
@@ -352,7 +358,7 @@ def demo(out: Out = Path("demo"), debug: Debug = False) -> None:
     """Render a clip, explain it with the shipped network, export it both ways, and check that all agree."""
     from ..demo import main as run_demo
 
-    if code := run_demo(out):
+    if code := run_demo(out, export_lines):
         raise typer.Exit(code)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +25,31 @@ def progress_bars() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=console, transient=True)
+
+
+@contextmanager
+def export_lines(model: str, sizes: Sequence[tuple[int, int, int]]) -> Iterator[Callable[[str, Path], None]]:
+    """The `progress` of an export that shows on a terminal what is going on, and leaves a line with its seconds."""
+    where = " and ".join("x".join(map(str, size)) for size in sizes)
+    phase, text, start = "", "", 0.0
+
+    def finish() -> None:
+        if phase and console.is_terminal:
+            console.print(f"{text} ... {time.perf_counter() - start:.1f} s")
+
+    with console.status("") as status:
+
+        def begin(next: str, file: Path) -> None:
+            nonlocal phase, text, start
+            if next == phase:  # the command has begun it already
+                return
+            finish()
+            phase, start = next, time.perf_counter()
+            text = escape(f"{phase} {f'{model} at {where}' if phase == 'capture' else file}")
+            status.update(f"{text} ...")
+
+        yield begin
+        finish()
 
 
 def print_result(report: dict, out: Path) -> None:

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,6 +48,7 @@ def export(
     inputs: Sequence[str] = (),
     plain: str | os.PathLike | None = None,
     precheck: bool = True,
+    progress: Callable[[str, Path], None] | None = None,
 ) -> Manifest:
     """Writes an explained model as TorchScript (`.pt`), ONNX (`.onnx`) or AOTInductor package (`.pt2`).
 
@@ -78,6 +79,8 @@ def export(
             `"n_sigma"`.
         plain: another file, of the same format, for the network alone: what the explanation costs beside it.
         precheck: compare the file with the eager model before it appears.
+        progress: called when a phase begins, with its name and the file that it is for: `"capture"` (the model becomes
+            a graph), `"write"` (the graph becomes the file), `"check"` (with `precheck`); those of `plain` come first.
 
     Returns:
         The manifest that the file carries.
@@ -117,20 +120,24 @@ def export(
     if example is not None and (example.dim() != 5 or program.sees(example) not in sizes):
         want = "frames [N, T, H, W, 3]" if frames else "a clip [N, 3, T, H, W]"
         raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
+    begin = progress or (lambda phase, file: None)
     options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
     facts = {"model": name or explained.model_name, "labels": labels, "options": options}
     if plain is not None:  # first, so that nothing is at `path` where this fails
         without = {"plugin": False, "optional": False}
         alone = dataclasses.replace(program, thresholds=(), alone=True, **without)
-        _write(format, alone, plain, facts | {"options": options | without}, None, precheck)
-    return _write(format, program, path, facts, example, precheck, exact if dtype else None)
+        _write(format, alone, plain, facts | {"options": options | without}, None, precheck, begin)
+    return _write(format, program, path, facts, example, precheck, begin, exact if dtype else None)
 
 
-def _write(format, program: Program, path: Path, facts, example, precheck: bool, exact=None) -> Manifest:
+def _write(format, program: Program, path: Path, facts, example, precheck: bool, begin, exact=None) -> Manifest:
     """One file; `exact` is the model in float32 where the program's is in half precision."""
     explained = program.explained
     described = json.loads(json.dumps(explained.describe()))  # as it will be read back: lists, no tuples
-    artifact = format.build(program)
+    begin("capture", path)
+    captured = format.capture(program)
+    begin("write", path)
+    artifact = format.build(program, captured)
     manifest = Manifest(
         kind=format.KIND,
         input=program.clip_input(),
@@ -150,6 +157,7 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         written = Path(folder) / path.name
         format.save(artifact, written, manifest)
         if precheck:
+            begin("check", path)
             loaded = runtime.load(written)
             figures = self_check(program, loaded, example)
             if exact is not None:

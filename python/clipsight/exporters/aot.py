@@ -13,15 +13,17 @@ the CPU has beyond that.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..manifest import EXTRA_FILE, LoadError, Manifest
 from .check import ExportError
@@ -60,15 +62,20 @@ class Package:
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 
-def build(program: Program) -> Package:
-    """Compiles the program once for each size, and where its maps are optional once more without them."""
+def capture(program: Program) -> dict[str, ExportedProgram]:
+    """The program once for each size, and where its maps are optional once more without them."""
     modules = {}
     for i, size in enumerate(program.sizes):
         names = (program.input_names[0], *program.module_names[1:])
         inputs = dict(zip(names, program.first_example(size, EXAMPLE_BATCH, seed=i), strict=True))
         for name in (f"size{i}", f"size{i}{WITHOUT_MAPS}")[: 1 + program.optional]:
             modules[name] = (program.whole(size), inputs)
-    return convert(modules)
+    return _capture(modules)
+
+
+def build(program: Program, captured: dict[str, ExportedProgram]) -> Package:
+    """What `capture` gave, compiled."""
+    return _compile(captured)
 
 
 def convert(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> Package:
@@ -79,6 +86,10 @@ def convert(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> Package:
     Raises:
         ExportError: no C++ compiler, or the network cannot be compiled.
     """
+    return _compile(_capture(modules))
+
+
+def _capture(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> dict[str, ExportedProgram]:
     from torch._inductor import cpp_builder, exc
 
     try:
@@ -88,15 +99,36 @@ def convert(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> Package:
             f"export: '.pt2' needs a C++ compiler such as g++, on the PATH or named by CXX, got none ({error}); '.pt' "
             "and '.onnx' need no compiler"
         ) from error
-    package = Package()
+    captured, free = {}, {"classes": (0, 1), "frames": (0, 2, 3)}
     for name, (module, inputs) in modules.items():
-        try:
-            with quiet(), torch.no_grad():
-                part = _Part(module, tuple(inputs), maps=not name.endswith(WITHOUT_MAPS)).eval()
-                package.files[name] = _compile(part, inputs, package.folder / name)
-        except Exception as error:
-            raise ExportError(f"export: torch could not compile the network for '.pt2': {error}") from error
+        part = _Part(module, tuple(inputs), maps=not name.endswith(WITHOUT_MAPS)).eval()
+        shapes = tuple({axis: torch.export.Dim.AUTO for axis in free.get(name, (0,))} for name in inputs)
+        with _errors_said():
+            captured[name] = torch.export.export(part, tuple(inputs.values()), dynamic_shapes=(shapes,))
+    return captured
+
+
+def _compile(captured: dict[str, ExportedProgram]) -> Package:
+    package = Package()
+    for name, program in captured.items():
+        example, _ = program.example_inputs
+        with _errors_said():
+            files = torch._inductor.aot_compile(
+                program.module(check_guards=False), example, options=_options(package.folder / name, example[0])
+            )
+        # The sources are not needed to run, and they name folders of this machine.
+        kept = (file for file in files if isinstance(file, str))
+        package.files[name] = [file for file in kept if not file.endswith((".cpp", "kernel_metadata.json"))]
     return package
+
+
+@contextlib.contextmanager
+def _errors_said() -> Iterator[None]:
+    try:
+        with quiet(), torch.no_grad():
+            yield
+    except Exception as error:
+        raise ExportError(f"export: torch could not compile the network for '.pt2': {error}") from error
 
 
 def save(package: Package, path: Path, manifest: Manifest) -> None:
@@ -175,18 +207,6 @@ def _cpu_has(isa: str) -> bool:
         "AMX": torch.cpu._is_amx_tile_supported,
     }
     return known[isa]() if isa in known else True
-
-
-def _compile(module: nn.Module, inputs: dict[str, Tensor], folder: Path) -> list[str]:
-    free = {"classes": (0, 1), "frames": (0, 2, 3)}
-    shapes = tuple({axis: torch.export.Dim.AUTO for axis in free.get(name, (0,))} for name in inputs)
-    example = tuple(inputs.values())
-    program = torch.export.export(module, example, dynamic_shapes=(shapes,))
-    files = torch._inductor.aot_compile(
-        program.module(check_guards=False), example, options=_options(folder, example[0])
-    )
-    # The sources are not needed to run, and they name folders of this machine.
-    return [file for file in files if isinstance(file, str) and not file.endswith((".cpp", "kernel_metadata.json"))]
 
 
 def _options(folder: Path, clip: Tensor) -> dict:

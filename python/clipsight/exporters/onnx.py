@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from ..backward.convolve import for_onnx
 from ..manifest import METADATA_KEY, Manifest
@@ -29,8 +30,8 @@ FREE_AXES = {
 LARGEST = 2**31 - 2**24  # protobuf stops at 2 GiB; some room for the graph itself
 
 
-def build(program: Program):
-    """An `onnx.ModelProto`; with several sizes the weights are stored once, beside one branch per size."""
+def capture(program: Program) -> list[ExportedProgram]:
+    """The program at each size; then what makes a clip of frames, where it takes those."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -52,13 +53,27 @@ def build(program: Program):
             f"export: the weights in an '.onnx' file must take less than 2 GiB, got {weight_bytes / 2**30:.1f} GiB; "
             "'.pt' has no such limit"
         )
-    models = [_export(program, size) for size in program.sizes]
+    examples = ((program.module(size), program.example(size, EXAMPLE_BATCH, seed=0)) for size in program.sizes)
+    captured = [_capture(module, inputs, program.module_names) for module, inputs in examples]
+    if program.prepare is not None:
+        frames = random_inputs(program, program.sizes[0], EXAMPLE_BATCH, seed=0)["frames"]
+        captured.append(_capture(program.prepare, (frames,), _frames_name(program)))
+    return captured
+
+
+def build(program: Program, captured: list[ExportedProgram]):
+    """An `onnx.ModelProto`; with several sizes the weights are stored once, beside one branch per size."""
+    table = onnx_plugin.translation_table() if program.plugin else None
+    if program.explained.compute_dtype == torch.float64:
+        table = onnx_double.translation_table()
+    captured, frames = captured[: len(program.sizes)], captured[len(program.sizes) :]
+    models = [_write(graph, program.output_names, program.module_names, table) for graph in captured]
     if program.optional:
         for model in models:
             onnx_graph.make_maps_optional(model, [program.empty_shape(i) for i in range(1, len(program.outputs))])
     model = models[0] if len(models) == 1 else onnx_graph.by_size(models, program.sizes)
-    if program.prepare is not None:
-        onnx_graph.prepend(_export_frames(program), model, program.preprocessing.crop)
+    for graph in frames:
+        onnx_graph.prepend(_write(graph, ("clip",), _frames_name(program)), model, program.preprocessing.crop)
     return model
 
 
@@ -68,18 +83,9 @@ def save(model, path: Path, manifest: Manifest) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def _export(program: Program, size):
-    example = program.example(size, EXAMPLE_BATCH, seed=0)
-    module, names = program.module(size), (program.output_names, program.module_names)
-    if program.explained.compute_dtype == torch.float64:
-        return convert(module, example, *names, onnx_double.translation_table())
-    return convert(module, example, *names, onnx_plugin.translation_table() if program.plugin else None)
-
-
-def _export_frames(program: Program):
-    """Frames to clip. Where the file has one clip length it is fixed, else the branches of the sizes check it."""
-    frames = random_inputs(program, program.sizes[0], EXAMPLE_BATCH, seed=0)["frames"]
-    return convert(program.prepare, (frames,), ("clip",), ("frames" if len(program.sizes) == 1 else "frames_of_sizes",))
+def _frames_name(program: Program) -> tuple[str]:
+    """Where the file has one clip length it is fixed, else the branches of the sizes check it."""
+    return ("frames" if len(program.sizes) == 1 else "frames_of_sizes",)
 
 
 def convert(
@@ -99,17 +105,28 @@ def convert(
         custom_translation_table: how torch's exporter writes ops that it does not know, `{torch op: function}`.
     """
     input_names = input_names[: len(inputs)]
-    axes = [FREE_AXES.get(name, {0: "N"}) for name in input_names]
-    free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in axes]
+    return _write(_capture(module, inputs, input_names), names, input_names, custom_translation_table)
+
+
+def _axes(input_names) -> list[dict[int, str]]:
+    return [FREE_AXES.get(name, {0: "N"}) for name in input_names]
+
+
+def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_names) -> ExportedProgram:
+    free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in _axes(input_names)]
     others = dict(zip(input_names[1:], inputs[1:], strict=True))
+    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # no branch for a batch of one
+    with quiet(), torch.no_grad(), for_onnx(), oblivious:
+        return torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
+
+
+def _write(captured: ExportedProgram, names, input_names, custom_translation_table: dict | None = None):
     with quiet(), torch.no_grad(), for_onnx():
-        with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # no branch for a batch of one
-            captured = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
         written = torch.onnx.export(
             decompose_where_needed(captured),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=axes,
+            dynamic_shapes=_axes(input_names),
             input_names=list(input_names),
             output_names=list(names),
             custom_translation_table=custom_translation_table,

@@ -25,7 +25,7 @@ VERSIONS = ("torch",)
 LENGTHS = {"N": "logits.shape[0]", "M": "classes.shape[1]"}
 
 
-def build(program: Program) -> torch.jit.ScriptModule:
+def capture(program: Program) -> torch.jit.ScriptModule:
     """One script that checks the clip's shape and calls the trace of its size; the weights are stored once."""
     with quiet(), torch.no_grad():
         parts = nn.Module()
@@ -35,6 +35,12 @@ def build(program: Program) -> torch.jit.ScriptModule:
             setattr(parts, f"size{i}", _trace(program, size, seed=i))
         module = torch.jit.script(parts)
         module.define(_forward(program))
+    return module
+
+
+def build(program: Program, module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """What `capture` gave, frozen."""
+    with quiet(), torch.no_grad():
         # Freezing folds batch norms into convolutions, and constants that are equal in several branches become one.
         module = torch.jit.freeze(module.eval())
     if not program.plugin and "clipsight::" in str(module.graph):
