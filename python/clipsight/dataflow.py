@@ -102,6 +102,7 @@ def free_batch(graph: Graph) -> None:
 # Tracers follow a computed size into these, and bake it in where the op behind them is called by its name.
 _METHODS = {
     aten.reshape.default: "reshape",
+    aten.unflatten.int: "unflatten",
     aten.expand.default: "expand",
     aten.new_zeros.default: "new_zeros",
     aten.new_full.default: "new_full",

@@ -51,6 +51,8 @@ def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
             continue
         if op_of(node) in _RESHAPES and (lengths := _one_free(node.meta["val"])):
             node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], lengths), {}
+        elif op_of(node) in ("view", "_unsafe_view", "reshape"):
+            node.target = aten.reshape.default
         elif node.target in table or (node.target not in standard and node.target._can_decompose()):
             _replace(node, table, mode)
     _name_outputs(program)
