@@ -44,7 +44,7 @@ test: $(INSTALLED)
 	$(PYTEST) $(PYTEST_ARGS)
 
 # Everything, of which it leaves a log; `make test-all-unit` and so on run one part of it.
-PARTS := unit kernels session files native cli oracle
+PARTS := unit kernels models session files native cli oracle
 test-all: $(INSTALLED)
 	set -o pipefail; for part in $(PARTS:%=test-all-%) sanitize-all wheel-test; do \
 	  SECONDS=0; $(MAKE) --no-print-directory $$part || exit 1; echo "$$part: $$SECONDS s"; \

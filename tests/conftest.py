@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,19 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import evaluated
 
     evaluated.go_where_networks_are(tmp_path, monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def nothing_but_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make check` runs between two edits neither exports nor starts a process."""
+    if request.path.parent.name not in ("unit", "kernels") or request.node.get_closest_marker("gpu"):
+        return
+
+    def refuse(*_, **__):
+        pytest.fail("a test of this folder must not export or start a process; tests/README.md says where it belongs")
+
+    for owner, name in ((subprocess, "Popen"), (torch.onnx, "export"), (torch.export, "save")):
+        monkeypatch.setattr(owner, name, refuse)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

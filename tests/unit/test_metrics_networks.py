@@ -138,23 +138,6 @@ def test_a_constant_clip_is_its_own_blur():
     assert module._blurred(clip.astype(np.float16), 0.2).dtype == np.float16
 
 
-def test_callables_of_every_kind(tmp_path):
-    """A network, an explained one, a file by NumPy and by torch, a function: the same area."""
-    network, clip = seeded(net.ModulePool), net.clip(2, (4, 16, 16))
-    explained = clipsight.explain(network, SaliencyTube(), clip[:1])
-    with torch.no_grad():
-        logits, tube = explained(clip)
-    classes, tube = logits.argmax(1).numpy(), tube[:, 0].numpy()
-    clipsight.export(explained, tmp_path / "x.pt", clip[:1], plugin=False)
-    file = clipsight.load(tmp_path / "x.pt")
-    expected = insertion_auc(network, clip, tube, classes, 5)
-    for model, frames in ((explained, clip), (file, clip), (file, clip.numpy()), (lambda c: [*file(c)], clip.numpy())):
-        np.testing.assert_allclose(insertion_auc(model, frames, tube, classes, 5), expected, atol=1e-6)
-    half = insertion_auc(seeded(net.ModulePool).bfloat16(), clip.bfloat16(), tube, classes, 5)
-    np.testing.assert_allclose(half, expected, atol=0.02)
-    assert (half != expected).all()
-
-
 @pytest.mark.parametrize(
     "changes, error, message",
     [
