@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from ..backward.chunks import Chunks, sums_apart
 from ..backward.convolve import for_onnx
 from ..manifest import METADATA_KEY, Manifest
-from . import onnx_double, onnx_graph, onnx_plugin
+from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
 from .check import ExportError
 from .decompose import decompose_where_needed
 from .onnx_simplify import simplify
@@ -88,6 +89,7 @@ def convert(
     names,
     input_names=("clip", "classes"),
     custom_translation_table: dict | None = None,
+    axes: list[dict[int, str]] | None = None,
 ):
     """An `onnx.ModelProto` of a module with a free batch size; the example's must not be 1.
 
@@ -97,12 +99,13 @@ def convert(
         names: of the outputs.
         input_names: as many as there are inputs, or more.
         custom_translation_table: how torch's exporter writes ops that it does not know, `{torch op: function}`.
+        axes: of each input that are free, with their letters; by default as `FREE_AXES` says.
     """
     input_names = input_names[: len(inputs)]
-    axes = [FREE_AXES.get(name, {0: "N"}) for name in input_names]
+    axes = axes or [FREE_AXES.get(name, {0: "N"}) for name in input_names]
     free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in axes]
     others = dict(zip(input_names[1:], inputs[1:], strict=True))
-    with quiet(), torch.no_grad(), for_onnx():
+    with quiet(), torch.no_grad(), for_onnx(), sums_apart() as sums:
         with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # no branch for a batch of one
             captured = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
         written = torch.onnx.export(
@@ -112,7 +115,7 @@ def convert(
             dynamic_shapes=axes,
             input_names=list(input_names),
             output_names=list(names),
-            custom_translation_table=custom_translation_table,
+            custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
             optimize=False,
             verbose=False,
         )
@@ -120,4 +123,11 @@ def convert(
     model = written.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine
+    if sums:
+        onnx_loop.insert(model, sums, [_export_part(part, custom_translation_table) for part in sums])
     return model
+
+
+def _export_part(chunks: Chunks, custom_translation_table: dict | None):
+    inputs, axes = onnx_loop.example(chunks, EXAMPLE_BATCH)
+    return convert(chunks.part, inputs, ("part",), onnx_loop.INPUTS, custom_translation_table, axes)
