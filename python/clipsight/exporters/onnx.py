@@ -119,7 +119,7 @@ def convert(
             optimize=False,
             verbose=False,
         )
-        simplify(written.model)
+        simplify(written.model, keep_norms=bool(sums))
     model = written.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine

@@ -89,7 +89,9 @@ def _loop(node, chunks: Chunks, part, shared: dict) -> list:
 
     outer = {"clip": clip, "chosen": chosen}
     body = onnx_graph.as_subgraph(part, at, shared, outer)
-    steps = {name: constant(name, row, helper.tensor_dtype_to_np_dtype(kind)) for name, row in zip(INPUTS[2:], chunks.steps.T, strict=True)}
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    rows = zip(INPUTS[2:], chunks.steps.T, strict=True)
+    steps = {name: constant(f"all_{name}", row, dtype) for name, row in rows}
     size, end, axis = constant("chunk", [chunks.chunk]), at + "end", constant("axis", [0])
     first = [helper.make_node("Mul", [at + "i", size], [at + "start"])]
     first.append(helper.make_node("Add", [at + "start", size], [end]))
