@@ -103,7 +103,7 @@ def _loop(node, chunks: Chunks, part, shared: dict) -> list:
     rank = 1 + len(part.input[0].type.tensor_type.shape.dim)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [*first, *body.node, *last],
+        [*first, *_own_weights(body.node, at, shared), *body.node, *last],
         at + "chunk",
         [
             value(at + "i", TensorProto.INT64, []),
@@ -122,3 +122,27 @@ def _loop(node, chunks: Chunks, part, shared: dict) -> list:
         helper.make_node("ConstantOfShape", [at + "shape"], [at + "nothing"], value=zero),
         helper.make_node("Loop", [trips, constant("true", True, bool), at + "nothing"], [total], name=at + "loop", body=graph),
     ]
+
+
+def _own_weights(nodes, at: str, shared: dict) -> list:
+    """Reads the weights and biases of convolutions of images through nodes that change nothing, which are given.
+
+    ONNX Runtime has a layout of its own for these convolutions, if these lie in the same graph: it computes such a
+    node when it loads the file, and then they do.
+    """
+    from onnx import TensorProto, helper
+
+    shapes = {tensor.name: list(tensor.dims) for tensor in shared.values()}
+    own: dict[str, list] = {}
+    for node in nodes:
+        if node.op_type != "Conv" or len(shapes.get(node.input[1], ())) != 4:
+            continue
+        for i, name in enumerate(node.input):
+            if name in shapes:
+                shape = helper.make_tensor("", TensorProto.INT64, [len(shapes[name])], shapes[name])
+                own[name] = [
+                    helper.make_node("Constant", [], [f"{at}shape/{name}"], value=shape),
+                    helper.make_node("Reshape", [name, f"{at}shape/{name}"], [f"{at}own/{name}"]),
+                ]
+                node.input[i] = f"{at}own/{name}"
+    return [node for pair in own.values() for node in pair]
