@@ -120,7 +120,9 @@ def _loop(node, chunks: Chunks, part, shared: dict) -> list:
         helper.make_node("Shape", [clip], [at + "voxels"], start=1),
         helper.make_node("Concat", [at + "samples", at + "classes", at + "voxels"], [at + "shape"], axis=0),
         helper.make_node("ConstantOfShape", [at + "shape"], [at + "nothing"], value=zero),
-        helper.make_node("Loop", [trips, constant("true", True, bool), at + "nothing"], [total], name=at + "loop", body=graph),
+        helper.make_node(
+            "Loop", [trips, constant("true", True, bool), at + "nothing"], [total], name=at + "loop", body=graph
+        ),
     ]
 
 
