@@ -67,7 +67,8 @@ class IntegratedGradients(PixelHead):
             copies = alphas.shape[0]
             scaled = (alphas.view(-1, 1, 1, 1, 1, 1) * clip).flatten(0, 1)
             gradient = evidence.at(scaled, chosen, copies).arrived(Gradient(), CLIP)  # [copies * N, M, 3, T, H, W]
-            return (shares @ gradient.reshape(copies, -1)).view(clip.shape[0], -1, *clip.shape[1:])
+            rows = gradient.unflatten(0, (copies, -1)).flatten(1)
+            return (shares @ rows).view(clip.shape[0], *gradient.shape[1:])
 
         places, weights = np.polynomial.legendre.leggauss(self.steps)
         steps, clip = np.stack([(places + 1) / 2, weights / 2], 1), evidence.look_at(CLIP)
