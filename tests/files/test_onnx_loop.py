@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import clipsight
 import networks
@@ -62,6 +65,21 @@ def test_steps_that_chunks_do_not_divide(chunk, tmp_path):
     fewer = clipsight.explain(model.model, IntegratedGradients(steps=5 - 5 % chunk, chunk=chunk, **RAW), clip, [3, 0])
     off = (outputs[1] - fewer(clip)[1]).norm() / outputs[1].norm()
     assert off > 1e-3  # a last chunk that were left out would be seen
+
+
+class Twins(networks.ModulePool):
+    """Two layers have the same weights, of more values than torch's exporter looks at to keep equal ones once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Conv3d(12, 12, 3, padding=1)
+        self.body.extend([first, nn.ReLU(), copy.deepcopy(first), nn.ReLU()])
+
+
+def test_layers_with_equal_weights(tmp_path):
+    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=2, chunk=1, **RAW), network=Twins)
+    clip = networks.clip(2, SIZE, seed=7)
+    assert_equal(clipsight.load(tmp_path / "x.onnx")(clip), model(clip))
 
 
 @pytest.mark.parametrize("plugin", [False, True], ids=["plain", "fused"])

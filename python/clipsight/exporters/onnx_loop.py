@@ -61,7 +61,7 @@ def insert(model, sums: list[Chunks], bodies: list) -> None:
         bodies: models of their parts, with inputs by `INPUTS`.
     """
     graph = model.graph
-    shared = onnx_graph.by_content(graph.initializer)
+    own, shared = {tensor.name for tensor in graph.initializer}, onnx_graph.by_content(graph.initializer)
     nodes = []
     for node in graph.node:
         if node.domain == DOMAIN:
@@ -70,7 +70,7 @@ def insert(model, sums: list[Chunks], bodies: list) -> None:
         else:
             nodes.append(node)
     onnx_graph.replace(graph.node, nodes)
-    onnx_graph.replace(graph.initializer, shared.values())
+    graph.initializer.extend(tensor for tensor in shared.values() if tensor.name not in own)
     for i, opset in reversed([*enumerate(model.opset_import)]):
         if opset.domain == DOMAIN:
             del model.opset_import[i]
