@@ -295,6 +295,7 @@ class SizedExplanation(nn.Module):
             backward=self.attached.backward,
             tensors=self.tensors(further),
             again=self.again,
+            network=self.network,
             linear=self.attached.linear,
             tokens=self.attached.tokens,
             decisions=decisions,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.export import ExportedProgram
 
+from ..backward.chunks import Chunks, sums_apart
 from ..backward.convolve import for_onnx
 from ..manifest import METADATA_KEY, Manifest
-from . import onnx_double, onnx_graph, onnx_plugin
+from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
 from .check import ExportError
 from .decompose import decompose_where_needed
 from .onnx_simplify import simplify
@@ -30,7 +32,16 @@ FREE_AXES = {
 LARGEST = 2**31 - 2**24  # protobuf stops at 2 GiB; some room for the graph itself
 
 
-def capture(program: Program) -> list[ExportedProgram]:
+class Captured(NamedTuple):
+    """A module's graph, its inputs with their free axes, and the sums over chunks that stand in it as one op each."""
+
+    graph: ExportedProgram
+    input_names: tuple[str, ...]
+    axes: list[dict[int, str]]
+    sums: list[Chunks]
+
+
+def capture(program: Program) -> list[Captured]:
     """The program at each size; then what makes a clip of frames, where it takes those."""
     try:
         import onnx  # noqa: F401
@@ -54,26 +65,28 @@ def capture(program: Program) -> list[ExportedProgram]:
             "'.pt' has no such limit"
         )
     examples = ((program.module(size), program.example(size, EXAMPLE_BATCH, seed=0)) for size in program.sizes)
-    captured = [_capture(module, inputs, program.module_names) for module, inputs in examples]
+    names = program.module_names
+    captured = [_capture(module, inputs, names, _axes(names)) for module, inputs in examples]
     if program.prepare is not None:
         frames = random_inputs(program, program.sizes[0], EXAMPLE_BATCH, seed=0)["frames"]
-        captured.append(_capture(program.prepare, (frames,), _frames_name(program)))
+        names = _frames_name(program)
+        captured.append(_capture(program.prepare, (frames,), names, _axes(names)))
     return captured
 
 
-def build(program: Program, captured: list[ExportedProgram]):
+def build(program: Program, captured: list[Captured]):
     """An `onnx.ModelProto`; with several sizes the weights are stored once, beside one branch per size."""
     table = onnx_plugin.translation_table() if program.plugin else None
     if program.explained.compute_dtype == torch.float64:
         table = onnx_double.translation_table()
     captured, frames = captured[: len(program.sizes)], captured[len(program.sizes) :]
-    models = [_write(graph, program.output_names, program.module_names, table) for graph in captured]
+    models = [_write(graph, program.output_names, table) for graph in captured]
     if program.optional:
         for model in models:
             onnx_graph.make_maps_optional(model, [program.empty_shape(i) for i in range(1, len(program.outputs))])
     model = models[0] if len(models) == 1 else onnx_graph.by_size(models, program.sizes)
     for graph in frames:
-        onnx_graph.prepend(_write(graph, ("clip",), _frames_name(program)), model, program.preprocessing.crop)
+        onnx_graph.prepend(_write(graph, ("clip",)), model, program.preprocessing.crop)
     return model
 
 
@@ -94,6 +107,7 @@ def convert(
     names,
     input_names=("clip", "classes"),
     custom_translation_table: dict | None = None,
+    axes: list[dict[int, str]] | None = None,
 ):
     """An `onnx.ModelProto` of a module with a free batch size; the example's must not be 1.
 
@@ -103,38 +117,49 @@ def convert(
         names: of the outputs.
         input_names: as many as there are inputs, or more.
         custom_translation_table: how torch's exporter writes ops that it does not know, `{torch op: function}`.
+        axes: of each input that are free, with their letters; by default as `FREE_AXES` says.
     """
     input_names = input_names[: len(inputs)]
-    return _write(_capture(module, inputs, input_names), names, input_names, custom_translation_table)
+    axes = axes or _axes(input_names)
+    return _write(_capture(module, inputs, input_names, axes), names, custom_translation_table)
 
 
 def _axes(input_names) -> list[dict[int, str]]:
     return [FREE_AXES.get(name, {0: "N"}) for name in input_names]
 
 
-def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_names) -> ExportedProgram:
-    free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in _axes(input_names)]
+def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_names, axes) -> Captured:
+    free = [dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in axes]
     others = dict(zip(input_names[1:], inputs[1:], strict=True))
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # no branch for a batch of one
-    with quiet(), torch.no_grad(), for_onnx(), oblivious:
-        return torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
+    with quiet(), torch.no_grad(), for_onnx(), sums_apart() as sums, oblivious:
+        graph = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
+    return Captured(graph, input_names, axes, sums)
 
 
-def _write(captured: ExportedProgram, names, input_names, custom_translation_table: dict | None = None):
+def _write(captured: Captured, names, custom_translation_table: dict | None = None):
     with quiet(), torch.no_grad(), for_onnx():
         written = torch.onnx.export(
-            decompose_where_needed(captured),
+            decompose_where_needed(captured.graph),
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=_axes(input_names),
-            input_names=list(input_names),
+            dynamic_shapes=captured.axes,
+            input_names=list(captured.input_names),
             output_names=list(names),
-            custom_translation_table=custom_translation_table,
+            custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
             optimize=False,
             verbose=False,
         )
-        simplify(written.model)
+        simplify(written.model, keep_norms=bool(captured.sums))
     model = written.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine
+    if captured.sums:
+        parts = [_export_part(part, custom_translation_table) for part in captured.sums]
+        onnx_loop.insert(model, captured.sums, parts)
     return model
+
+
+def _export_part(chunks: Chunks, custom_translation_table: dict | None):
+    inputs, axes = onnx_loop.example(chunks, EXAMPLE_BATCH)
+    return convert(chunks.part, inputs, ("part",), onnx_loop.INPUTS, custom_translation_table, axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 THRESHOLDS = ("tau", "n_sigma")
@@ -40,19 +41,8 @@ def by_size(models: list, sizes):
 
 
 def _branch(graph, prefix: str, shared: dict):
-    """The graph as a branch: initializers moved to `shared` (by content), every other name made unique."""
-    from onnx import helper
-
-    outer = {value.name: value.name for value in graph.input}
-    for tensor in graph.initializer:
-        key = (tensor.data_type, tuple(tensor.dims), tensor.SerializeToString().replace(tensor.name.encode(), b"", 1))
-        if key not in shared:
-            shared[key] = tensor
-            outer[tensor.name] = tensor.name = prefix + tensor.name
-        else:
-            outer[tensor.name] = shared[key].name
-    _rename(graph, lambda name: outer.get(name, name and prefix + name))
-    return helper.make_graph(graph.node, prefix.rstrip("/"), [], graph.output)
+    """The graph as a branch: initializers moved to `shared`, every other name but its inputs' made unique."""
+    return as_subgraph(graph, prefix, shared, {value.name: value.name for value in graph.input})
 
 
 def _choose(i: int, size, then, otherwise, names) -> list:
@@ -135,9 +125,9 @@ def make_maps_optional(model, empty_shapes) -> None:
     inputs = [*graph.input]
     at = next((i for i, value in enumerate(inputs) if value.name in THRESHOLDS), len(inputs))
     inputs.insert(at, helper.make_tensor_value_info("explain", TensorProto.BOOL, ["N"]))
-    _replace(graph.input, inputs)
+    replace(graph.input, inputs)
     outputs = [helper.make_tensor_value_info(n, kind, ["N", *[None] * (rank - 1)]) for n, kind, rank in wanted]
-    _replace(graph.output, [logits, *outputs])
+    replace(graph.output, [logits, *outputs])
 
 
 def network_and_head(graph) -> tuple[list, list]:
@@ -202,16 +192,49 @@ def prepend(front, model, crop: tuple[int, int]) -> None:
             # Its index does not exist where the crop does not fit; runtimes name the node that could not be run.
             node.name = f"crop_{crop[1]}x{crop[0]}_must_fit_into_the_resized_frame/{node.name}"
     nodes = [*front.graph.node, *model.graph.node]
-    _replace(model.graph.node, nodes)
+    replace(model.graph.node, nodes)
     model.graph.initializer.extend(front.graph.initializer)
     frames.name = "frames"
-    _replace(model.graph.input, [frames, *list(model.graph.input)[1:]])
+    replace(model.graph.input, [frames, *list(model.graph.input)[1:]])
 
 
 # ---- Parts ----------------------------------------------------------------------------------------------------------
 
 
-def _replace(field, values) -> None:
+def as_subgraph(graph, prefix: str, shared: dict, outer: dict[str, str]):
+    """The graph inside another one.
+
+    Args:
+        graph: it is used up.
+        prefix: of every name that is not in `outer`.
+        shared: initializers of the graph around it, as `by_content`; its own go there, or are there already.
+        outer: values of the graph around it by the names that they have in the graph.
+    """
+    from onnx import helper
+
+    outer = dict(outer)
+    for tensor in graph.initializer:
+        name, kept = tensor.name, shared.setdefault(content(tensor), tensor)
+        if kept is tensor:
+            tensor.name = prefix + name
+        outer[name] = kept.name
+    _rename(graph, lambda name: outer.get(name, name and prefix + name))
+    return helper.make_graph(graph.node, prefix.rstrip("/"), [], graph.output)
+
+
+def by_content(tensors) -> dict:
+    return {content(tensor): tensor for tensor in tensors}
+
+
+def content(tensor) -> tuple:
+    """Equal for tensors with equal values."""
+    name, tensor.name = tensor.name, ""
+    digest = hashlib.sha256(tensor.SerializeToString()).digest()
+    tensor.name = name
+    return tensor.data_type, tuple(tensor.dims), digest
+
+
+def replace(field, values) -> None:
     values = [type(value).FromString(value.SerializeToString()) for value in values]
     del field[:]
     field.extend(values)
@@ -225,6 +248,8 @@ def _rename(graph, rename: Callable[[str], str]) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _rename(attribute.g, rename)
+                for value in attribute.g.input:
+                    value.name = rename(value.name)
     for value in graph.output:
         value.name = rename(value.name)
 

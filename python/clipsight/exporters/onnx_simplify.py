@@ -7,18 +7,19 @@ graphs are a few kinds, and each begins at one op: here a node is looked at by t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import numpy as np
 
 ROUNDS = 2  # what one rule leaves behind another may take up
 
 
-def simplify(model) -> None:
+def simplify(model, keep_norms: bool = False) -> None:
     """Folds constants, removes what changes nothing, and keeps equal nodes and equal constants once.
 
     Args:
         model: an `onnx_ir.Model`; changed in place.
+        keep_norms: leave batch norms and the weights in front of them as they are, for another graph to read, too.
     """
     from onnx_ir.passes import common
     from onnxscript import optimizer
@@ -27,7 +28,7 @@ def simplify(model) -> None:
         common.InlinePass()(model)
     for _ in range(ROUNDS):
         optimizer.fold_constants(model, onnx_shape_inference=True)
-        _apply_rules(model.graph)
+        _apply_rules(model.graph, RULES.keys() - ({"BatchNormalization"} if keep_norms else set()))
         common.RemoveUnusedNodesPass()(model)
     for last in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -42,9 +43,9 @@ def simplify(model) -> None:
         last(model)
 
 
-def _apply_rules(graph) -> None:
+def _apply_rules(graph, ops: Set[str]) -> None:
     for node in graph:
-        rule = RULES.get(node.op_type) if node.domain == "" else None
+        rule = RULES[node.op_type] if node.domain == "" and node.op_type in ops else None
         instead = rule(node) if rule else None
         if instead is not None and not node.outputs[0].is_graph_output():
             if instead.shape is None:

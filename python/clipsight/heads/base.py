@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backward.places import Place
 from ..backward.walk import Backward, Rules, one_hot
@@ -42,6 +42,7 @@ class Evidence:
         backward: the walks back from the logits, where a head asked for some.
         tensors: those of the forward pass that the walks need, by number.
         again: the network on other clips `[N', 3, T, H, W]`: (logits, tensors).
+        network: whose weights that reads.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
         tokens: `(t, h, w)` of the places where the features are the tokens of a transformer.
         decisions: outputs by name, of another run of the same graph on the same clips: where a gate hangs on rounding,
@@ -64,6 +65,7 @@ class Evidence:
     backward: Backward | None = None
     tensors: dict[int, Tensor] = field(default_factory=dict)
     again: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]] | None = None
+    network: nn.Module | None = None
     linear: bool = False
     tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
     decisions: dict[str, Tensor] | None = None
@@ -94,10 +96,10 @@ class Evidence:
         nan = (self.logits - self.logits).sum(1).to(grid.dtype)
         return grid.unflatten(0, (g.shape[0], -1)).transpose(0, 1) + nan.view(-1, 1, 1, 1, 1, 1)
 
-    def at(self, clip: Tensor, copies: int) -> Evidence:
-        """The same classes on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
+    def at(self, clip: Tensor, chosen: Tensor, copies: int) -> Evidence:
+        """Some classes `[M]` or `[N, M]` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
         logits, tensors = self.again(clip)
-        chosen = self.chosen if self.chosen.dim() == 1 else self.chosen.repeat(copies, 1)
+        chosen = chosen if chosen.dim() == 1 else chosen.repeat(copies, 1)
         return replace(self, logits=logits, tensors=tensors, chosen=chosen, computed={})
 
     def read_by(self, layer: str) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ..backward.chunks import sum_in_chunks
 from ..backward.gradient import Gradient
 from ..backward.places import CLIP, Place
 from ..backward.walk import Rules
@@ -39,7 +39,7 @@ class IntegratedGradients(PixelHead):
     """Gradients along the straight line from zeros to the clip, times the clip (Sundararajan et al., ICML 2017, Eq. 1).
 
     The maps sum to the difference of the two logits. The network runs `steps` more times, so in an exported file it
-    stands there `steps / chunk` times more, with the same weights.
+    stands there `steps / chunk` times more, with the same weights; in an ONNX file once more, in a loop.
 
     Args:
         steps: of the Gauss-Legendre rule.
@@ -63,13 +63,14 @@ class IntegratedGradients(PixelHead):
         return ((Gradient(), CLIP),)
 
     def volume(self, evidence: Evidence) -> Tensor:
-        places, weights = np.polynomial.legendre.leggauss(self.steps)
-        clip, total = evidence.look_at(CLIP), None
-        for start in range(0, self.steps, self.chunk):
-            chosen = slice(start, start + self.chunk)
-            alphas, shares = (clip.new_tensor(v[chosen] / 2) for v in (places + 1, weights))
+        def part(clip: Tensor, chosen: Tensor, alphas: Tensor, shares: Tensor) -> Tensor:
+            copies = alphas.shape[0]
             scaled = (alphas.view(-1, 1, 1, 1, 1, 1) * clip).flatten(0, 1)
-            gradient = evidence.at(scaled, len(alphas)).arrived(Gradient(), CLIP)  # [steps * N, M, 3, T, H, W]
-            part = torch.einsum("s,s...->...", shares, gradient.unflatten(0, (len(alphas), -1)))
-            total = part if total is None else total + part
+            gradient = evidence.at(scaled, chosen, copies).arrived(Gradient(), CLIP)  # [copies * N, M, 3, T, H, W]
+            rows = gradient.unflatten(0, (copies, -1)).flatten(1)
+            return (shares @ rows).view(clip.shape[0], *gradient.shape[1:])
+
+        places, weights = np.polynomial.legendre.leggauss(self.steps)
+        steps, clip = np.stack([(places + 1) / 2, weights / 2], 1), evidence.look_at(CLIP)
+        total = sum_in_chunks(part, evidence.network, clip, evidence.chosen, steps, self.chunk)
         return total * clip.unsqueeze(1)

@@ -1,0 +1,134 @@
+"""Integrated gradients in an ONNX file: the network once, in a loop, whatever the chunks and the options are."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import clipsight
+import networks
+from clipsight import SaliencyTube, SelectiveRelevance
+from clipsight.heads import GuidedBackprop, IntegratedGradients
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+SIZE = (8, 16, 16)
+RAW = {"colours": "raw", "normalize": "none"}
+TUBE = SaliencyTube()
+
+
+def exported(path, *heads, classes="predicted", network=networks.ModulePool, **options):
+    """The explained model, and its file read by onnx."""
+    model = clipsight.explain(networks.seeded(network), heads, networks.clip(size=SIZE), classes)
+    clipsight.export(model, path, precheck=False, **options)
+    return model, onnx.load(path)
+
+
+def nodes(graph) -> list:
+    """Those of nested graphs, too."""
+    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return [*graph.node, *(node for graph in inner for node in nodes(graph))]
+
+
+def count(file, op: str) -> int:
+    return sum(node.op_type == op for node in nodes(file.graph))
+
+
+def assert_equal(got, want) -> None:
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 1e-4 * other.norm()
+
+
+def test_the_network_stands_once_however_many_chunks_there_are(tmp_path):
+    heads = {chunk: (IntegratedGradients(steps=6, chunk=chunk, **RAW), TUBE) for chunk in (1, 2, 6)}
+    files = {chunk: exported(tmp_path / f"{chunk}.onnx", *both)[1] for chunk, both in heads.items()}
+    convolutions = {chunk: count(file, "Conv") for chunk, file in files.items()}
+    assert convolutions[1] == convolutions[2] == convolutions[6] > 0
+    assert {chunk: count(file, "Loop") for chunk, file in files.items()} == {1: 1, 2: 1, 6: 0}
+    weights = [tensor for tensor in files[2].graph.initializer if np.prod(tensor.dims) > 64]
+    values = [onnx.numpy_helper.to_array(tensor).tobytes() for tensor in weights]
+    assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 4])
+def test_steps_that_chunks_do_not_divide(chunk, tmp_path):
+    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=5, chunk=chunk, **RAW), classes=[3, 0])
+    clip = networks.clip(2, SIZE, seed=5)
+    outputs = clipsight.load(tmp_path / "x.onnx")(clip)
+    assert_equal(outputs, model(clip))
+    fewer = clipsight.explain(model.model, IntegratedGradients(steps=5 - 5 % chunk, chunk=chunk, **RAW), clip, [3, 0])
+    off = (outputs[1] - fewer(clip)[1]).norm() / outputs[1].norm()
+    assert off > 1e-3  # a last chunk that were left out would be seen
+
+
+class Twins(networks.ModulePool):
+    """Two layers have the same weights, of more values than torch's exporter looks at to keep equal ones once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = nn.Conv3d(12, 12, 3, padding=1)
+        self.body.extend([first, nn.ReLU(), copy.deepcopy(first), nn.ReLU()])
+
+
+def test_layers_with_equal_weights(tmp_path):
+    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=2, chunk=1, **RAW), network=Twins)
+    clip = networks.clip(2, SIZE, seed=7)
+    assert_equal(clipsight.load(tmp_path / "x.onnx")(clip), model(clip))
+
+
+@pytest.mark.parametrize("plugin", [False, True], ids=["plain", "fused"])
+def test_every_option_together(plugin, tmp_path):
+    """A loop inside a branch inside a branch, beside another loop and a walk of the same rules."""
+    integrals = [
+        IntegratedGradients(steps=3, chunk=2, **RAW),
+        SelectiveRelevance(of=IntegratedGradients(steps=4, chunk=2)),
+    ]
+    model, file = exported(
+        tmp_path / "x.onnx",
+        *integrals,
+        GuidedBackprop(**RAW),
+        classes="input",
+        plugin=plugin,
+        optional=True,
+        sizes=[(4, 16, 16)],
+    )
+    assert count(file, "Loop") == 4
+    loaded = clipsight.load(tmp_path / "x.onnx")
+    for frames in (8, 4):
+        clip, classes = networks.clip(3, (frames, 16, 16), seed=6), torch.tensor([[0, 1], [2, 3], [1, 0]])
+        logits, *maps = loaded(clip, classes, explain=torch.ones(3, dtype=torch.bool))
+        expected = model(clip, classes)
+        assert_equal([logits, *maps], expected)
+        assert (maps[0].flip(1) - expected[1]).norm() > 0.1 * expected[1].norm()  # of the other class
+        nothing = loaded(clip, classes, explain=torch.zeros(3, dtype=torch.bool))
+        assert_equal(nothing[:1], expected[:1])
+        assert all(map.numel() == 0 for map in nothing[1:])
+
+
+@pytest.mark.parametrize("half", [False, "float16"])
+def test_the_self_check_of_a_loop(half, tmp_path):
+    """Of frames and in half precision: the network in the loop computes in its own type."""
+    preprocessing = clipsight.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3, frames=8, crop=(16, 16), resize=(16, 16))
+    head = IntegratedGradients(steps=3, chunk=2)
+    model = clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(size=SIZE), "top2")
+    manifest = clipsight.export(
+        model, tmp_path / "x.onnx", half=half, frames=None if half else "uint8", preprocessing=preprocessing
+    )
+    assert manifest.self_check["clips"] >= 3
+
+
+def test_openvino_runs_a_loop(tmp_path):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=5, chunk=2, **RAW), TUBE)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(tmp_path / "x.onnx"), "CPU", options)
+    for batch in (1, 3):
+        clip = networks.clip(batch, SIZE, seed=batch)
+        outputs = compiled({"clip": clip.numpy()})
+        assert_equal([torch.from_numpy(outputs[name]) for name in model.output_names], model(clip))
