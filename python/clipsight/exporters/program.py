@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..backward.chunks import sums_apart
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -187,7 +188,7 @@ class Program:
         Only their types and shapes are of interest, so the tensors hold no values.
         """
         runs = []
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode(), sums_apart():
             for size in (*self.sizes, self.sizes[0]):
                 module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
                 inputs = dict(zip(self.module_names, self.example(size, batch=2, seed=0), strict=True))
