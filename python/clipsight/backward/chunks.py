@@ -28,12 +28,14 @@ class Chunks:
         steps: float64 `[steps, 2]`, alpha and share of each.
         chunk: how many of them are computed at once.
         inputs: shape and type of the clip and of chosen; lengths that are free are no integers.
+        device: where they are.
     """
 
     part: nn.Module
     steps: np.ndarray
     chunk: int
     inputs: tuple[tuple[tuple[int | torch.SymInt, ...], torch.dtype], ...]
+    device: torch.device
 
 
 _APART: contextvars.ContextVar[list[Chunks] | None] = contextvars.ContextVar("apart", default=None)
@@ -63,7 +65,7 @@ def sum_in_chunks(part: Part, weights: nn.Module, clip: Tensor, chosen: Tensor, 
         parts = (steps[start : start + chunk].T for start in range(0, len(steps), chunk))
         return sum_of(part(clip, chosen, *(clip.new_tensor(row) for row in rows)) for rows in parts)
     inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in (clip, chosen))
-    apart.append(Chunks(_Part(part, weights), steps, chunk, inputs))
+    apart.append(Chunks(_Part(part, weights), steps, chunk, inputs, clip.device))
     return sum_of_chunks(clip, chosen, len(apart) - 1)
 
 

@@ -161,5 +161,5 @@ def _write(captured: Captured, names, custom_translation_table: dict | None = No
 
 
 def _export_part(chunks: Chunks, custom_translation_table: dict | None):
-    inputs, axes = onnx_loop.example(chunks, EXAMPLE_BATCH)
+    inputs, axes = onnx_loop.examples(chunks, EXAMPLE_BATCH)
     return convert(chunks.part, inputs, ("part",), onnx_loop.INPUTS, custom_translation_table, axes)

@@ -40,14 +40,15 @@ def translation_table() -> dict[Callable, Callable]:
     return {torch.ops.clipsight_onnx.sum_of_chunks.default: lambda clip, chosen, index: node(clip, chosen, index=index)}
 
 
-def example(chunks: Chunks, batch: int) -> tuple[tuple[torch.Tensor, ...], list[dict[int, str]]]:
+def examples(chunks: Chunks, batch: int) -> tuple[tuple[torch.Tensor, ...], list[dict[int, str]]]:
     """Inputs for a tracer of the part, by `INPUTS`, and the axes that are free, with their letters."""
-    steps = tuple(((torch.SymInt,), clip_type) for clip_type in [chunks.inputs[0][1]] * 2)
-    lengths = {"N": batch, "M": 2, "S": max(chunks.chunk, 2)}
+    steps = [((None,), chunks.inputs[0][1])] * 2
+    example = {"N": batch, "M": 2, "S": max(chunks.chunk, 2)}
     tensors, axes = [], []
     for name, (shape, dtype) in zip(INPUTS, (*chunks.inputs, *steps), strict=True):
         free = {i: LETTERS[name][i] for i, length in enumerate(shape) if not isinstance(length, int)}
-        tensors.append(torch.zeros([lengths[free[i]] if i in free else n for i, n in enumerate(shape)], dtype=dtype))
+        lengths = [example[free[i]] if i in free else length for i, length in enumerate(shape)]
+        tensors.append(torch.zeros(lengths, dtype=dtype, device=chunks.device))
         axes.append(free)
     return tuple(tensors), axes
 
