@@ -128,6 +128,7 @@ def test_all_inputs_that_a_file_can_have(tmp_path):
     np.testing.assert_array_equal(none[0], every[0])
 
 
+@pytest.mark.full
 def test_half_precision(tmp_path):
     explained = explain(networks.seeded(networks.ModulePool), [SaliencyTube()], networks.clip())
     manifest = export(explained, tmp_path / "x.pt2", half="bfloat16")

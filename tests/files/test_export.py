@@ -214,7 +214,7 @@ def test_half_precision_torchscript(tmp_path):
     assert [o.dtype for o in manifest.outputs] == ["bfloat16", "uint8"]
 
 
-@pytest.mark.parametrize("name", ["x.pt", "x.onnx"])
+@pytest.mark.parametrize("name", [pytest.param("x.pt", marks=pytest.mark.full), "x.onnx"])
 def test_r3d_18(tmp_path, name):
     torchvision = import_torchvision()
     model = networks.seeded(torchvision.models.video.r3d_18)

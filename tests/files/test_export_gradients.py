@@ -22,7 +22,7 @@ BOUND = 1e-5
 EXACT = 1e-8  # in float64
 QUICK = {method: head for method, head in HEADS.items() if method != "integrated_gradients"}  # 50 networks in a file
 CAPTUM = tuple(method for method in gradient_oracles.CAPTUM if method in QUICK)
-ALWAYS = {("Plain", ".onnx"), ("Projection", ".onnx"), ("Frames", ".onnx"), ("Branches", ".pt"), ("Padded", ".pt")}
+ALWAYS = {("Plain", ".onnx"), ("Frames", ".onnx"), ("Branches", ".pt")}
 
 
 def files():
@@ -63,6 +63,7 @@ def test_a_file_equals_the_outside(name, suffix, tmp_path):
         assert off(result.flip(0), expected) > 1e-2, method  # of the other clip and class
 
 
+@pytest.mark.full
 def test_relevance_is_exact_in_float64_where_sums_cancel(tmp_path):
     """Batch norms, not ReLUs, read the sums of MultiFiber, so that relevance divides by sums of any size. In float32
     chance decides its error, zennit's as ours: between 3e-5 and 0.2 on 24 clips. In Positive no sum is near 0."""
@@ -86,6 +87,7 @@ def test_integrated_gradients_as_a_file(suffix, tmp_path):
     assert off(result, gradient_oracles.maps("Grouped")["integrated_gradients"]) > 1e-3  # of 50 steps
 
 
+@pytest.mark.full
 def test_epsilon_lrp_of_a_deep_network_as_a_file_in_float64(tmp_path):
     network, x = real("r3d_18"), clip(1, (8, 32, 32))
     classes = network(x).argmax(1)
@@ -102,9 +104,10 @@ def test_epsilon_lrp_of_a_deep_network_as_a_file_in_float64(tmp_path):
     [
         ("narrow_c3d", LARGE),
         ("r3d_18", (8, 32, 32)),
-        pytest.param("c3d", LARGE, marks=pytest.mark.full),
+        ("c3d", LARGE),
     ],
 )
+@pytest.mark.full
 def test_a_real_network_as_a_file_equals_the_outside(name, size, methods, tmp_path):
     network, x = real(name), clip(1, size)
     assert borders.on_the_border(network, x) > 0

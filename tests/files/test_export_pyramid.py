@@ -39,7 +39,10 @@ def compare(names, got, expected) -> None:
             assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("file", FORMATS)
+QUICK = [pytest.param(file, marks=[pytest.mark.full] * file.endswith(".pt2")) for file in FORMATS]
+
+
+@pytest.mark.parametrize("file", QUICK)
 @pytest.mark.parametrize("name", ["Branches", "FullyConnected"])
 def test_a_file_of_each_format_equals_eager(tmp_path, file, name):
     if file.endswith(".pt2") and name != "Branches":

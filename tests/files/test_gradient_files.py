@@ -169,7 +169,9 @@ def test_grad_cam_of_a_transformer(vision_transformer, tmp_path):
     assert_grad_cam(vision_transformer, None, "blocks.1.norm1", as_grid, tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("layer, file", [("features.0", "x.pt"), ("features.2.0.norm2", "x.onnx")])
+@pytest.mark.parametrize(
+    "layer, file", [("features.0", "x.pt"), pytest.param("features.2.0.norm2", "x.onnx", marks=pytest.mark.full)]
+)
 def test_grad_cam_inside_a_transformer_of_windows(window_transformer, tmp_path, layer, file):
     """Where channels come last, as linear layers and layer norms leave them."""
     if file.endswith(".onnx"):

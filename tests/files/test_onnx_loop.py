@@ -82,7 +82,7 @@ def test_layers_with_equal_weights(tmp_path):
     assert_equal(clipsight.load(tmp_path / "x.onnx")(clip), model(clip))
 
 
-@pytest.mark.parametrize("plugin", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("plugin", [pytest.param(False, marks=pytest.mark.full), True], ids=["plain", "fused"])
 def test_every_option_together(plugin, tmp_path):
     """A loop inside a branch inside a branch, beside another loop and a walk of the same rules."""
     integrals = [

@@ -165,6 +165,7 @@ def assert_same(got, expected):
         torch.testing.assert_close(a.float(), b.float(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compile_with_dynamic_sizes():
     head = Head()

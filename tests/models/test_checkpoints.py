@@ -343,7 +343,10 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "name, more, size",
-    [("i3d", [], [64, 224, 224]), ("tsn", ["--frames", "64", "--size", "64x64"], [64, 64, 64])],
+    [
+        pytest.param("i3d", [], [64, 224, 224], marks=pytest.mark.full),
+        ("tsn", ["--frames", "64", "--size", "64x64"], [64, 64, 64]),
+    ],
 )
 def test_explain_needs_nothing_but_the_checkpoint(name, more, size, video, tmp_path):
     pytest.importorskip("typer")

@@ -17,6 +17,7 @@ RESNET = {1: {"fc"}, 2: {"layer4.2.conv3"}, 3: {"layer4.2.conv2"}}
 # name -> (size, layers by depth down to 3, largest depth). The largest depth is 1 + the convolutions on the longest
 # path: in r3d50 the stem and three in each of 16 blocks (33 in r3d101, 50 in r3d152); in mfnet the stem and
 # four in each of 16 units; in I3D the three of the stem and two in each of 9 modules; in S3D each 3x3x3 is two.
+QUICK = ("mfnet", "i3d", "tsn", "c3d", "r3d50", "r2plus1d_18")
 NETWORKS = {
     "mfnet": (
         (16, 112, 112),
@@ -62,7 +63,7 @@ def build(name: str) -> nn.Module:
     return networks.seeded(lambda: getattr(import_torchvision().models.video, name)(num_classes=20))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n not in QUICK)) for n in NETWORKS])
 def test_layers_of_every_depth(name):
     size, by_depth, deepest = NETWORKS[name]
     network, clip = build(name), networks.clip(1, size)

@@ -174,7 +174,10 @@ def test_tsn_has_the_published_features():
     assert list(network(torch.empty(2, 3, 5, 64, 64, device="meta")).shape) == [2, 400]
 
 
-@pytest.mark.parametrize("factory, size", [(r3d50, (16, 48, 48)), (TSN, (3, 64, 64)), (C3D, (16, 112, 112))])
+@pytest.mark.parametrize(
+    "factory, size",
+    [(r3d50, (16, 48, 48)), (TSN, (3, 64, 64)), pytest.param(C3D, (16, 112, 112), marks=pytest.mark.full)],
+)
 def test_script_and_trace_agree_with_the_network(factory, size):
     network = networks.seeded(lambda: factory(num_classes=5))
     first, second = networks.clip(1, size), networks.clip(2, size, seed=2)
