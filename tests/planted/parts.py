@@ -67,7 +67,8 @@ PARTS = (
     _part(
         "exporters",
         _package("exporters/* manifest.py triton.py"),
-        "onnx_double export export_options onnx_plugin runtime aot triton gradient_files export_* openvino models_onnx",
+        "onnx_simplify onnx_double export onnx_loop golden_python "
+        "export_options onnx_plugin runtime aot triton gradient_files export_* openvino models_onnx",
     ),
     _part(
         "runtime",

@@ -1,0 +1,205 @@
+"""How ONNX files get small: by rules of single ops, and by ops decomposed one by one. What they compute stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clipsight.exporters import onnx as exporter
+from clipsight.exporters.onnx_simplify import simplify
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnx_ir = pytest.importorskip("onnx_ir", reason="onnx_ir is not installed")
+helper = onnx.helper
+
+SHAPE = (2, 3, 4, 6)
+WEIGHT = np.random.default_rng(0).standard_normal((5, 3, 1, 1)).astype(np.float32)
+NORM = {
+    name: np.linspace(low, low + 1, 5, dtype=np.float32) for name, low in zip("gbmv", (0.5, -0.5, -1, 0.2), strict=True)
+}
+
+
+def model(*nodes, **constants):
+    """x `[2, 3, 4, 6]` -> y, by nodes `(op, inputs, output, attributes)`."""
+    value = helper.make_tensor_value_info
+    tensors = [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
+    made = [helper.make_node(op, inputs.split(), [output], **attributes) for op, inputs, output, attributes in nodes]
+    kind = onnx.TensorProto.FLOAT
+    graph = helper.make_graph(made, "g", [value("x", kind, SHAPE)], [value("y", kind, None)], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(proto)
+
+
+def run(proto) -> np.ndarray:
+    x = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
+    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )[0]
+
+
+def number(value: float):
+    return np.float32(value)
+
+
+RELU = ("Relu", "r", "y", {})
+CASES = {
+    "a bias of zeros": (
+        model(("Conv", "x w b", "r", {}), RELU, w=WEIGHT, b=np.zeros(5, np.float32)),
+        ["Conv(2)", "Relu(1)"],
+    ),
+    "another bias": (
+        model(("Conv", "x w b", "r", {}), RELU, w=WEIGHT, b=np.ones(5, np.float32)),
+        ["Conv(3)", "Relu(1)"],
+    ),
+    "a batch norm": (
+        model(("Conv", "x w", "c", {}), ("BatchNormalization", "c g b m v", "r", {}), RELU, w=WEIGHT, **NORM),
+        ["Conv(3)", "Relu(1)"],
+    ),
+    "a batch norm of what another node reads, too": (
+        model(
+            ("Conv", "x w", "c", {}),
+            ("BatchNormalization", "c g b m v", "r", {}),
+            ("Add", "r c", "y", {}),
+            w=WEIGHT,
+            **NORM,
+        ),
+        ["Add(2)", "BatchNormalization(5)", "Conv(2)"],
+    ),
+    "a batch norm of weights that are read twice": (
+        model(
+            ("Conv", "x w", "c", {}),
+            ("BatchNormalization", "c g b m v", "r", {}),
+            ("Relu", "x", "p", {}),
+            ("Conv", "p w", "q", {}),
+            ("Add", "r q", "y", {}),
+            w=WEIGHT,
+            **NORM,
+        ),
+        ["Add(2)", "BatchNormalization(5)", "Conv(2)", "Conv(2)", "Relu(1)"],
+    ),
+    "reshapes one after the other": (
+        model(
+            ("Reshape", "x s", "a", {}),
+            ("Reshape", "a t", "r", {}),
+            RELU,
+            s=np.array([6, 24]),
+            t=np.array([2, -1]),
+        ),
+        ["Relu(1)", "Reshape(2)"],
+    ),
+    "a reshape with a length that is copied": (
+        model(
+            ("Reshape", "x s", "a", {}),
+            ("Reshape", "a t", "r", {}),
+            RELU,
+            s=np.array([6, 24]),
+            t=np.array([0, 4, 6]),
+        ),
+        ["Relu(1)", "Reshape(2)", "Reshape(2)"],
+    ),
+    "a transposition and its inverse": (
+        model(
+            ("Transpose", "x", "a", {"perm": [1, 2, 3, 0]}),
+            ("Transpose", "a", "r", {"perm": [3, 0, 1, 2]}),
+            RELU,
+        ),
+        ["Relu(1)"],
+    ),
+    "two transpositions": (
+        model(
+            ("Transpose", "x", "a", {"perm": [1, 2, 3, 0]}),
+            ("Transpose", "a", "r", {"perm": [1, 0, 3, 2]}),
+            RELU,
+        ),
+        ["Relu(1)", "Transpose(1)"],
+    ),
+    "numbers that change nothing": (
+        model(
+            ("Mul", "one x", "a", {}),
+            ("Add", "a zero", "b", {}),
+            ("Sub", "b zero", "c", {}),
+            ("Div", "c one", "r", {}),
+            RELU,
+            one=number(1),
+            zero=number(0),
+        ),
+        ["Relu(1)"],
+    ),
+    "numbers on the other side": (
+        model(("Sub", "zero x", "a", {}), ("Div", "one a", "r", {}), RELU, one=number(1), zero=number(0)),
+        ["Div(2)", "Relu(1)", "Sub(2)"],
+    ),
+    "a zero of more axes": (
+        model(("Add", "x zero", "r", {}), RELU, zero=np.zeros((1, 1, 1, 1, 1), np.float32)),
+        ["Add(2)", "Relu(1)"],
+    ),
+    "an expansion to the same shape": (
+        model(("Expand", "x s", "r", {}), RELU, s=np.array(SHAPE)),
+        ["Relu(1)"],
+    ),
+    "a node that changes nothing and makes the output": (
+        model(("Relu", "x", "r", {}), ("Mul", "r one", "y", {}), one=number(1)),
+        ["Mul(2)", "Relu(1)"],
+    ),
+    "the same node twice": (
+        model(("Relu", "x", "a", {}), ("Relu", "x", "b", {}), ("Add", "a b", "y", {})),
+        ["Add(2)", "Relu(1)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_rules(case):
+    proto, expected = CASES[case]
+    ir = onnx_ir.serde.deserialize_model(proto)
+    simplify(ir)
+    simple = onnx_ir.serde.serialize_model(ir)
+    assert sorted(f"{n.op_type}({sum(map(bool, n.input))})" for n in simple.graph.node) == expected
+    before, after = run(proto), run(simple)
+    assert before.shape == after.shape
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    assert np.ptp(before) > 0.1
+
+
+class Everything(nn.Module):
+    """Ops that torch.onnx cannot write as they are, and ops in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up = nn.BatchNorm3d(4), nn.ConvTranspose3d(4, 6, (1, 2, 2), stride=(1, 2, 2))
+        self.norm.running_mean.uniform_(-1, 1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, clip):
+        x = self.norm(clip)
+        kept = x.clone().ge_(0.1)  # numbers, not booleans
+        y = (x.detach() * 2).sub_(0.5).relu_()
+        halves = self.up(y).unflatten(1, (2, 3)).chunk(2, 1)
+        pooled = F.adaptive_avg_pool3d(halves[0].flatten(1, 2), 1).to(torch.float64)
+        return kept @ kept.transpose(3, 4), halves[1].flatten(0, 1), pooled, x.reshape(x.shape[0], -1).detach()
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["one by one", "as torch does it"])
+def test_ops_are_decomposed_one_by_one(ours, monkeypatch):
+    asked = []
+    if not ours:
+        monkeypatch.setattr(exporter, "decompose_where_needed", lambda program: asked.append(program) or program)
+    torch.manual_seed(0)
+    module = Everything().eval()
+    names = ("kept", "half", "pooled", "flat")
+    proto = exporter.convert(module, (torch.randn(3, 4, 4, 5, 6),), names)
+    assert bool(asked) is not ours
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 5):
+        clip = torch.randn(batch, 4, 4, 5, 6)
+        with torch.no_grad():
+            expected = module(clip)
+        for got, want in zip(session.run(None, {"clip": clip.numpy()}), expected, strict=True):
+            got = torch.from_numpy(got)
+            assert got.dtype == want.dtype
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+            assert not torch.allclose(1.001 * got, want, rtol=1e-5, atol=1e-5)
