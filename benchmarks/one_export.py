@@ -38,7 +38,7 @@ HEADS = {
     "guided_backprop": [GuidedBackprop()],
     "deep_taylor": [DeepTaylor()],
     "gradients": [
-        GradCAM(layer="layer3"),
+        GradCAM(),
         GuidedBackprop(),
         GuidedGradCAM(),
         DeepTaylor(),
