@@ -6,7 +6,7 @@ comes out as it went in: that took a third of an export. Here an op that must be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..dataflow import op_of, without_mutation, writes_through_view
 
 aten = torch.ops.aten
 
-Table = Mapping[torch._ops.OpOverload, Callable]
+Table = dict[torch._ops.OpOverload, Callable]
 
 _NOTHING = ("detach", "detach_", "alias", "lift_fresh_copy")  # where nothing needs a gradient
 _RESHAPES = ("view", "_unsafe_view", "reshape", "flatten", "unflatten")
@@ -85,10 +85,8 @@ def _replace(node: Node, table: Table, mode) -> None:
         return node.target(*args, **kwargs)
 
     with mode, torch.no_grad():
-        parts = make_fx(alone, decomposition_table=dict(table))(*values).graph
-    graph, copies = node.graph, {}
-    placeholders = parts.find_nodes(op="placeholder")
-    copies.update(zip(placeholders, reads, strict=True))
+        parts = make_fx(alone, decomposition_table=table)(*values).graph
+    graph, copies = node.graph, dict(zip(parts.find_nodes(op="placeholder"), reads, strict=True))
     with graph.inserting_before(node):
         for part in parts.nodes:
             if part.op == "call_function":
