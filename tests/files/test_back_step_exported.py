@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from clipsight import ops, reference
-
-
-def assert_same(got, expected):
-    for a, b in zip(got, expected, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        assert torch.equal(a, b)
+from helpers import assert_same
 
 
 class Step(torch.nn.Module):

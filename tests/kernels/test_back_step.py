@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from clipsight import ops, reference
+from helpers import assert_same
 
 kernels = pytest.importorskip("clipsight._kernels", reason="the native module is not built")
 LEVELS = kernels.build_info()["simd_levels"]
@@ -59,12 +60,6 @@ def loop(pooled, kernel, selected, theta, groups, dtype):
                         edges[sample, k, i, j] = True
                         multiplicity[sample, k, first + j] += 1
     return torch.from_numpy(edges), torch.from_numpy(multiplicity)
-
-
-def assert_same(got, expected):
-    for a, b in zip(got, expected, strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        assert torch.equal(a, b)
 
 
 def every_kernel(pooled, kernel, selected, theta, groups):

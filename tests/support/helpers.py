@@ -8,8 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from clipsight.models import beside_torchvision
+
+
+def assert_same(got, expected) -> None:
+    """Tensor by tensor: shape, type and every bit."""
+    for a, b in zip(got, expected, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert torch.equal(a, b)
 
 
 def import_torchvision():
