@@ -9,6 +9,10 @@
 
 #include <string>
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // its name before torch 2.12
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace clipsight {
 
 using torch::headeronly::IntHeaderOnlyArrayRef;
