@@ -92,8 +92,24 @@ def in_turns(clocks: list[Callable[[], float]], repeats: int) -> list[list[float
     return [list(times) for times in zip(*rounds[3:], strict=True)]
 
 
+def kernels(call: Callable, sets: list[tuple]) -> dict[str, float]:
+    """Microseconds of each kernel and copy of one call, by name, in their order."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for arguments in sets:
+            call(*arguments)
+        torch.cuda.synchronize()
+    times: dict[str, float] = {}
+    for event in sorted(recorded.events(), key=lambda event: event.time_range.start):
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = event.name.replace("(anonymous namespace)::", "").removeprefix("void ").partition("(")[0]
+            times[name] = times.get(name, 0.0) + event.time_range.elapsed_us() / len(sets)
+    return {name: float(f"{time:.4g}") for name, time in times.items()}
+
+
 def measure(case: Case, rows: Rows) -> Iterator[dict]:
-    """The row in two parts: ours, then both in turns, so that a baseline that fails costs no number of ours."""
+    """The row in parts: ours, then both in turns, so that a baseline that fails costs no number of ours; then kernels."""
     torch.manual_seed(0)
     sets = [case.make()]
     check(case, sets[0])
@@ -124,6 +140,8 @@ def measure(case: Case, rows: Rows) -> Iterator[dict]:
             "baseline_timed": case.plain_timed,
             "ratio": baseline / row["ours_ms"],
         }
+    if case.timed != "latency":
+        yield {"kernels_us": kernels(case.ours, sets[:8])}
 
 
 def printed(*command: str) -> str:

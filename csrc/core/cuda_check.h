@@ -15,12 +15,16 @@
 
 namespace clipsight {
 
-/// Throws std::runtime_error naming the op and the kernel where the launch before it failed.
-inline void check_launch(const char* op, const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
+/// Throws std::runtime_error naming the op and what of CUDA has failed.
+inline void check(const char* op, const std::string& what, cudaError_t error) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string(op) + ": CUDA kernel " + kernel + " must launch, got " +
-                           cudaGetErrorName(error) + " (" + cudaGetErrorString(error) + ")");
+  throw std::runtime_error(std::string(op) + ": " + what + ", got " + cudaGetErrorName(error) + " (" +
+                           cudaGetErrorString(error) + ")");
+}
+
+/// The same of the kernel launched before.
+inline void check_launch(const char* op, const char* kernel) {
+  check(op, std::string("CUDA kernel ") + kernel + " must launch", cudaGetLastError());
 }
 
 CLIPSIGHT_HD inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
-#include <mutex>
 #include <tuple>
-#include <utility>
+
+#include "core/recent.h"
 
 namespace clipsight {
 
@@ -181,21 +180,9 @@ ResamplePlan::Moments ResamplePlan::moments(const double* coefficients, Workspac
 std::shared_ptr<const ResamplePlan> resample_plan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding,
                                                   int width) {
   using Key = std::tuple<MapKind, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Padding, int>;
-  constexpr size_t kKept = 8;
-  static std::mutex mutex;
-  static std::deque<std::pair<Key, std::shared_ptr<const ResamplePlan>>> recent;
+  static Recent<Key, ResamplePlan> recent(8);
   const Key key{kind, in.t, in.h, in.w, out.t, out.h, out.w, order, padding, width};
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    for (const auto& [known, plan] : recent) {
-      if (known == key) return plan;
-    }
-  }
-  auto plan = std::make_shared<const ResamplePlan>(kind, in, out, order, padding, width);
-  const std::lock_guard<std::mutex> lock(mutex);
-  recent.emplace_front(key, plan);
-  if (recent.size() > kKept) recent.pop_back();
-  return plan;
+  return recent.get(key, [&] { return ResamplePlan(kind, in, out, order, padding, width); });
 }
 
 bool spline_coefficients(const float* map, Shape3 in, int64_t pitch, int order, bool relu, double* coefficients) {

@@ -65,8 +65,7 @@ class ResamplePlan {
   std::vector<int64_t> row_groups_;
 };
 
-/// The plan for these sizes. The last few are kept: building one takes as long as a good part of the op itself, and a
-/// video network asks for the same one at every clip. Safe to call from any thread.
+/// The plan for these sizes; the last few are kept. Safe to call from any thread.
 std::shared_ptr<const ResamplePlan> resample_plan(MapKind kind, Shape3 in, Shape3 out, int order, Padding padding,
                                                   int width);
 

@@ -1,4 +1,5 @@
-// selective_relevance in CUDA: moments of the derivative (float64, in fixed trees), threshold, then the mask.
+// selective_relevance in CUDA: moments of the derivative (float64, in fixed trees) and from them the threshold, then
+// the mask. The block that ends last with a volume joins what all have found.
 #include "ops/selective_relevance_cuda.h"
 
 #include "ops/motion_share_cuda.h"
@@ -10,7 +11,7 @@ namespace {
 
 struct Moments {
   double sum, sum_of_squares;
-  float peak;  // max |R|; infinite where R has a NaN or an infinity
+  double peak;  // max |R|; infinite where R has a NaN or an infinity
 };
 
 struct VolumeRule {
@@ -19,110 +20,164 @@ struct VolumeRule {
   float threshold;
 };
 
-struct Prescale {
-  VolumeRule rule;
-  __device__ float operator()(float x) const { return rule.prescaled ? normalise(x, rule.prescale) : x; }
+/// How many blocks have left their part, for each pass.
+struct Arrived {
+  unsigned range, moments, share;
 };
 
-/// One block per volume: range, for the pre-scaling.
-__global__ void __launch_bounds__(kBlock) find_prescale(SelectiveRelevanceArgs args, VolumeRule* rules) {
-  const int64_t voxels = args.size.t * args.size.h * args.size.w;
-  for (int64_t v = blockIdx.x; v < args.volumes; v += gridDim.x) {
+struct Extent {
+  float low, high;
+};
+
+struct Workspace {
+  Workspace(const SelectiveRelevanceArgs& args, void* base)
+      : carver(base), vector(march_vector(args.size, {args.volume, args.motion})),
+        grid(args.volumes, args.size, vector) {
+    arrived = carver.take<Arrived>(args.volumes);
+    rules = carver.take<VolumeRule>(args.volumes);
+    moments = carver.take<Moments>(grid.items);
+    share = carver.take<ShareSums>(grid.items);
+    if (args.prescale) ranges = carver.take<Extent>(grid.items);
+  }
+
+  Carver carver;
+  int vector;
+  MarchGrid grid;
+  Arrived* arrived;
+  VolumeRule* rules;
+  Moments* moments;
+  ShareSums* share;
+  Extent* ranges = nullptr;
+};
+
+/// Only where the op was asked to: without, no value passes a test.
+template <bool kPrescale>
+struct Prescale {
+  VolumeRule rule;
+  __device__ float operator()(float x) const {
+    return kPrescale && rule.prescaled ? normalise(x, rule.prescale) : x;
+  }
+};
+
+/// The range of each volume, for the pre-scaling. As many blocks share a volume as in the other passes.
+__global__ void __launch_bounds__(kBlock)
+    find_prescale(const __grid_constant__ SelectiveRelevanceArgs args, const __grid_constant__ Workspace work) {
+  const int64_t voxels = args.size.t * args.size.h * args.size.w, blocks = work.grid.per_volume;
+  for (int64_t item = blockIdx.x; item < work.grid.items; item += gridDim.x) {
+    const int64_t v = item / blocks, piece = item % blocks;
     float low = INFINITY, high = -INFINITY;
-    if (args.prescale) {
-      for (int64_t e = threadIdx.x; e < voxels; e += kBlock) {
-        low = fminf(low, args.volume[v * voxels + e]);
-        high = fmaxf(high, args.volume[v * voxels + e]);
-      }
-      low = block_reduce(low, Min());
-      high = block_reduce(high, Max());
+    for (int64_t e = piece * kBlock + threadIdx.x; e < voxels; e += blocks * kBlock) {
+      const float x = args.volume[v * voxels + e];
+      low = fminf(low, x);
+      high = fmaxf(high, x);
     }
-    if (threadIdx.x == 0) {
-      rules[v] = {make_normaliser(low, high, fmaxf(-low, fabsf(high))), args.prescale && low < 0, true, 0.0f};
+    low = block_reduce(low, Min());
+    high = block_reduce(high, Max());
+    if (threadIdx.x == 0) work.ranges[item] = {low, high};
+    if (!is_last_block(&work.arrived[v].range, static_cast<unsigned>(blocks))) continue;
+    const volatile Extent* ranges = work.ranges + v * blocks;
+    for (int64_t i = threadIdx.x; i < blocks; i += kBlock) {
+      low = fminf(low, ranges[i].low);
+      high = fmaxf(high, ranges[i].high);
     }
+    low = block_reduce(low, Min());
+    high = block_reduce(high, Max());
+    if (threadIdx.x == 0) work.rules[v] = {make_normaliser(low, high, fmaxf(-low, fabsf(high))), low < 0, true, 0.0f};
   }
 }
 
-__global__ void __launch_bounds__(kBlock)
-    find_moments(SelectiveRelevanceArgs args, MarchGrid grid, const VolumeRule* rules, Moments* moments) {
+template <int kVector, bool kPrescale>
+__global__ void __launch_bounds__(kBlock, 3)
+    find_moments(const __grid_constant__ SelectiveRelevanceArgs args, const __grid_constant__ Workspace work) {
+  const MarchGrid& grid = work.grid;
   const int64_t voxels = args.size.t * args.size.h * args.size.w;
   const bool absolute = args.rule.sigma_of == SigmaOf::absolute;
   for (int64_t item = blockIdx.x; item < grid.items; item += gridDim.x) {
-    const int64_t v = item / (grid.tiles * grid.pieces);
-    const float* volume = args.volume + v * voxels;
+    const int64_t v = item / grid.per_volume;
+    VolumeRule rule{};
+    if (kPrescale) rule = work.rules[v];
+    const Prescale<kPrescale> prescale{rule};
     double sum = 0, squares = 0;
     float peak = 0;
-    march(grid, item, volume, args.rule.padding, Prescale{rules[v]}, [&](int64_t index, float value, float derivative) {
-      const double g = absolute ? fabsf(derivative) : derivative;
-      sum += g;
-      squares = fma(g, g, squares);
-      peak = fmaxf(peak, isfinite(volume[index]) ? fabsf(value) : INFINITY);  // the raw value: pre-scaling hides NaN
+    march<kVector>(grid, item, args.volume + v * voxels, args.rule.padding, prescale,
+                   [&](int64_t, const auto& value, const auto& derivative) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const float g = absolute ? fabsf(derivative.value[i]) : derivative.value[i];
+        sum += g;
+        squares = fma(static_cast<double>(g), static_cast<double>(g), squares);
+        // Pre-scaling hides a NaN, and so does fmaxf.
+        peak = fmaxf(peak, isfinite(value.value[i]) ? fabsf(prescale(value.value[i])) : INFINITY);
+      }
     });
     sum = block_reduce(sum, Sum());
     squares = block_reduce(squares, Sum());
     peak = block_reduce(peak, Max());
-    if (threadIdx.x == 0) moments[item] = {sum, squares, peak};
-  }
-}
-
-/// One block per volume: joins the moments of its items into the threshold.
-__global__ void __launch_bounds__(kBlock)
-    find_threshold(SelectiveRelevanceArgs args, int64_t items, const Moments* moments, VolumeRule* rules) {
-  const int64_t voxels = args.size.t * args.size.h * args.size.w;
-  for (int64_t v = blockIdx.x; v < args.volumes; v += gridDim.x) {
-    double sum = 0, squares = 0;
-    float peak = 0;
-    for (int64_t i = threadIdx.x; i < items; i += kBlock) {
-      const Moments m = moments[v * items + i];
-      sum += m.sum;
-      squares += m.sum_of_squares;
-      peak = fmaxf(peak, m.peak);
-    }
-    sum = block_reduce(sum, Sum());
-    squares = block_reduce(squares, Sum());
-    peak = block_reduce(peak, Max());
+    if (threadIdx.x == 0) work.moments[item] = {sum, squares, peak};
+    if (!is_last_block(&work.arrived[v].moments, static_cast<unsigned>(grid.per_volume))) continue;
+    const volatile Moments* all = work.moments + v * grid.per_volume;
+    double most = 0;
+    for (int64_t i = threadIdx.x; i < grid.per_volume; i += kBlock) most = fmax(most, all[i].peak);
+    peak = block_reduce(static_cast<float>(most), Max());
+    sum = join_sums(&all->sum, grid.per_volume, sizeof(Moments) / sizeof(double));
+    squares = join_sums(&all->sum_of_squares, grid.per_volume, sizeof(Moments) / sizeof(double));
     if (threadIdx.x == 0) {
-      rules[v].finite = isfinite(peak);
-      rules[v].threshold = selection_threshold(sum, squares, voxels, peak, args.rule, v);
+      rule.finite = isfinite(peak);
+      rule.threshold = selection_threshold(sum, squares, voxels, peak, args.rule, v);
+      work.rules[v] = rule;
     }
   }
 }
 
-__global__ void __launch_bounds__(kBlock)
-    apply_mask(SelectiveRelevanceArgs args, MarchGrid grid, const VolumeRule* rules, ShareSums* share) {
+template <int kVector, bool kPrescale>
+__global__ void __launch_bounds__(kBlock, 3)
+    apply_mask(const __grid_constant__ SelectiveRelevanceArgs args, const __grid_constant__ Workspace work) {
+  const MarchGrid& grid = work.grid;
   const int64_t voxels = args.size.t * args.size.h * args.size.w;
   for (int64_t item = blockIdx.x; item < grid.items; item += gridDim.x) {
-    const int64_t v = item / (grid.tiles * grid.pieces);
-    const VolumeRule rule = rules[v];
+    const int64_t v = item / grid.per_volume;
+    const VolumeRule rule = work.rules[v];
+    const Prescale<kPrescale> prescale{rule};
+    const Side side(args.rule.sign);
     float* motion = args.motion + v * voxels;
     float total = 0, kept = 0;
-    march(grid, item, args.volume + v * voxels, args.rule.padding, Prescale{rule},
-          [&](int64_t index, float value, float derivative) {
-            const bool keep = selected(derivative, rule.threshold, args.rule.sign);
-            motion[index] = !rule.finite ? NAN : keep ? value : 0.0f;
-            total += fabsf(value);
-            kept += keep ? fabsf(value) : 0.0f;
-          });
+    march<kVector>(grid, item, args.volume + v * voxels, args.rule.padding, prescale,
+                   [&](int64_t index, const auto& raw, const auto& derivative) {
+      Pack<float, kVector> moving;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        const float value = prescale(raw.value[i]);
+        const bool keep = side(derivative.value[i]) > rule.threshold;
+        moving.value[i] = !rule.finite ? NAN : keep ? value : 0.0f;
+        total += fabsf(value);
+        kept += keep ? fabsf(value) : 0.0f;
+      }
+      moving.store(motion + index);
+    });
     if (!rule.finite) total = kept = NAN;
     const double sum = block_reduce(static_cast<double>(total), Sum());
     const double sum_kept = block_reduce(static_cast<double>(kept), Sum());
-    if (threadIdx.x == 0) share[item] = {sum, sum_kept};
+    if (threadIdx.x == 0) work.share[item] = {sum, sum_kept};
+    if (!is_last_block(&work.arrived[v].share, static_cast<unsigned>(grid.per_volume))) continue;
+    const float share = join_share(work.share + v * grid.per_volume, grid.per_volume);
+    if (threadIdx.x == 0) args.motion_share[v] = share;
   }
 }
 
-struct Workspace {
-  Workspace(const SelectiveRelevanceArgs& args, void* base) : carver(base), grid(args.volumes, args.size) {
-    rules = carver.take<VolumeRule>(args.volumes);
-    moments = carver.take<Moments>(grid.items);
-    share = carver.take<ShareSums>(grid.items);
+template <int kVector, bool kPrescale>
+void launch(const SelectiveRelevanceArgs& args, const Workspace& work, cudaStream_t stream) {
+  const char* op = "selective_relevance";
+  const unsigned blocks = grid_for(work.grid.items);
+  check(op, "its counters must be cleared", cudaMemsetAsync(work.arrived, 0, args.volumes * sizeof(Arrived), stream));
+  if (kPrescale) {
+    find_prescale<<<blocks, kBlock, 0, stream>>>(args, work);
+    check_launch(op, "find_prescale");
   }
-
-  Carver carver;
-  MarchGrid grid;
-  VolumeRule* rules;
-  Moments* moments;
-  ShareSums* share;
-};
+  find_moments<kVector, kPrescale><<<blocks, kBlock, 0, stream>>>(args, work);
+  check_launch(op, "find_moments");
+  apply_mask<kVector, kPrescale><<<blocks, kBlock, 0, stream>>>(args, work);
+  check_launch(op, "apply_mask");
+}
 
 }  // namespace
 
@@ -132,20 +187,10 @@ size_t selective_relevance_cuda_workspace(const SelectiveRelevanceArgs& args) {
 
 void selective_relevance_cuda(const SelectiveRelevanceArgs& args, void* workspace, cudaStream_t stream) {
   if (args.volumes == 0) return;
-  const char* op = "selective_relevance";
   const Workspace work(args, workspace);
-  const int64_t items = work.grid.tiles * work.grid.pieces;  // of one volume
-  const unsigned per_volume = grid_for(args.volumes), per_item = grid_for(work.grid.items);
-  find_prescale<<<per_volume, kBlock, 0, stream>>>(args, work.rules);
-  check_launch(op, "find_prescale");
-  find_moments<<<per_item, kBlock, 0, stream>>>(args, work.grid, work.rules, work.moments);
-  check_launch(op, "find_moments");
-  find_threshold<<<per_volume, kBlock, 0, stream>>>(args, items, work.moments, work.rules);
-  check_launch(op, "find_threshold");
-  apply_mask<<<per_item, kBlock, 0, stream>>>(args, work.grid, work.rules, work.share);
-  check_launch(op, "apply_mask");
-  join_share<<<per_volume, kBlock, 0, stream>>>(work.share, items, args.volumes, args.motion_share);
-  check_launch(op, "join_share");
+  const bool wide = work.vector == 4;
+  if (args.prescale) return wide ? launch<4, true>(args, work, stream) : launch<1, true>(args, work, stream);
+  return wide ? launch<4, false>(args, work, stream) : launch<1, false>(args, work, stream);
 }
 
 }  // namespace clipsight

@@ -1,112 +1,68 @@
 #include "ops/spline_plan_cuda.h"
 
+#include <climits>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "core/recent.h"
+#include "ops/resample_plan.h"
+
 namespace clipsight {
 namespace {
 
-__host__ __device__ AxisOperator derivative_of(int axis) {
-  return axis == 0 ? AxisOperator::derive : AxisOperator::smooth;
+constexpr int kInline = 440;  // values of tables among a kernel's arguments, which have 4 KB
+constexpr int64_t kSharedBytes = 40 * 1024;
+
+struct InlineTables {
+  double value[kInline];
+};
+
+struct Extent {
+  float low, high;
+  __device__ void add(float x) { low = fminf(low, x), high = fmaxf(high, x); }
+  __device__ void add(const Extent& other) { low = fminf(low, other.low), high = fmaxf(high, other.high); }
+};
+
+__device__ Extent nothing() { return {INFINITY, -INFINITY}; }
+__device__ Extent of_block(const Extent& mine) {
+  return {block_reduce(mine.low, Min()), block_reduce(mine.high, Max())};
 }
 
-/// Row i of E, S E or D E. The taps of an output lie within `width` columns from the first cell that takes part, and
-/// mirrored taps fall back into them.
-__device__ void build_row(const Band& band, AxisOperator op, int order, Padding padding, int64_t i) {
-  const int64_t earliest = op == AxisOperator::evaluate || i == 0 ? i : i - 1;
-  const int64_t cell = static_cast<int64_t>(align_corners(earliest, band.n_in, band.n_out));
-  const int64_t last_start = band.n_in > band.width ? band.n_in - band.width : 0;
-  int64_t first = order == 3 ? cell - 1 : cell;
-  first = first < 0 ? 0 : first > last_start ? last_start : first;
-
-  double* row = band.weight + i * band.width;
-  for (int k = 0; k < band.width; ++k) row[k] = 0;
-  add_axis_row(op, order, i, band.n_in, band.n_out, padding, row - first);
-  for (int k = 0; k < band.width; ++k) band.weight32[i * band.width + k] = static_cast<float>(row[k]);
-  band.first[i] = static_cast<int>(first);
-}
-
-/// One thread per row of every matrix.
-__global__ void __launch_bounds__(kBlock) build_bands(const __grid_constant__ SplinePlan plan, int64_t rows) {
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x; index < rows;
-       index += static_cast<int64_t>(gridDim.x) * kBlock) {
-    int64_t i = index;
-    for (int b = 0; b < 6; ++b) {
-      const int axis = b % 3;
-      const Band& band = b < 3 ? plan.map[axis] : plan.derivative[axis];
-      if (i < band.n_out) {
-        build_row(band, b < 3 ? AxisOperator::evaluate : derivative_of(axis), plan.order, plan.padding, i);
-        break;
-      }
-      i -= band.n_out;
-    }
+/// Applies the spline prefilter along w and h to planes side by side; the block shares the lines.
+__device__ void prefilter(int planes, int h, int w, double* c) {
+  for (int line = threadIdx.x; line < planes * h; line += kBlock) cubic_prefilter(c + line * w, w, 1);
+  __syncthreads();
+  for (int line = threadIdx.x; line < planes * w; line += kBlock) {
+    cubic_prefilter(c + line / w * (h * w) + line % w, h, w);
   }
+  __syncthreads();
 }
 
-__device__ double entry(const Band& band, int64_t row, int64_t column) {
-  const int64_t k = column - band.first[row];
-  return k >= 0 && k < band.width ? band.weight[row * band.width + k] : 0.0;
-}
-
-/// One warp per entry of the Gram matrices and the column sums.
-__global__ void __launch_bounds__(kBlock) build_grams(const __grid_constant__ SplinePlan plan, int64_t entries) {
-  const int lane = threadIdx.x % 32;
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x) / 32;
-  for (int64_t index = warp; index < entries; index += static_cast<int64_t>(gridDim.x) * (kBlock / 32)) {
-    int64_t e = index;
-    int axis = 0;
-    for (; axis < 2; ++axis) {
-      const int64_t here = plan.derivative[axis].n_in * (plan.derivative[axis].n_in + 1);
-      if (e < here) break;
-      e -= here;
-    }
-    const Band& band = plan.derivative[axis];
-    const int64_t a = e % band.n_in, b = e / band.n_in;  // b == n_in: the column sum
+/// Sum and sum of squares of G over the outputs of a frame, from its coefficients c. With A_h, A_w the matrices that
+/// smooth, sum G^2 = c . (A_h^T A_h x A_w^T A_w) c, and sum G is the product of c with their column sums.
+__device__ void moments(const SplinePlan& plan, const double* table, const double* c, double* along_h,
+                        FrameState* state) {
+  const int h = static_cast<int>(plan.in.h), w = static_cast<int>(plan.in.w);
+  // Row i of a Gram matrix times what `of` gives for each column.
+  const auto times = [&](int axis, int n, int i, auto of) {
+    const int band = static_cast<int>(plan.tables.band[axis]);
+    const double* row = table + plan.tables.gram[axis] + i * (2 * band + 1) + band;
     double sum = 0;
-    for (int64_t i = lane; i < band.n_out; i += 32) {
-      sum += entry(band, i, a) * (b < band.n_in ? entry(band, i, b) : 1.0);
-    }
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    if (lane == 0) (b < band.n_in ? plan.gram[axis][e] : plan.column[axis][a]) = sum;
-  }
-}
-
-/// Applies the spline prefilter along t, h and w; the block shares the lines.
-__device__ void prefilter(const SplinePlan& plan, double* c) {
-  const int64_t t = plan.in.t, h = plan.in.h, w = plan.in.w;
-  for (int64_t line = threadIdx.x; line < t * h; line += kBlock) cubic_prefilter(c + line * w, w, 1);
-  __syncthreads();
-  for (int64_t line = threadIdx.x; line < t * w; line += kBlock) {
-    cubic_prefilter(c + line / w * h * w + line % w, h, w);
+    for (int k = max(0, i - band); k <= min(n - 1, i + band); ++k) sum = fma(row[k - i], of(k), sum);
+    return sum;
+  };
+  for (int e = threadIdx.x; e < h * w; e += kBlock) {
+    along_h[e] = times(0, h, e / w, [&](int k) { return c[k * w + e % w]; });
   }
   __syncthreads();
-  for (int64_t line = threadIdx.x; line < h * w; line += kBlock) cubic_prefilter(c + line, t, h * w);
-  __syncthreads();
-}
-
-/// With A_t, A_h, A_w the derivative matrices, sum G^2 = c . (A_t^T A_t x A_h^T A_h x A_w^T A_w) c, and sum G is the
-/// product of c with the three column sums.
-__device__ void moments(const SplinePlan& plan, const double* c, double* scratch, VolumeState* state) {
-  const int64_t t = plan.in.t, h = plan.in.h, w = plan.in.w, plane = h * w, voxels = t * plane;
-  double* along_t = scratch;
-  double* along_th = scratch + voxels;
-  for (int64_t e = threadIdx.x; e < voxels; e += kBlock) {
-    double sum = 0;
-    for (int64_t k = 0; k < t; ++k) sum += plan.gram[0][e / plane * t + k] * c[k * plane + e % plane];
-    along_t[e] = sum;
-  }
-  __syncthreads();
-  for (int64_t e = threadIdx.x; e < voxels; e += kBlock) {
-    const int64_t frame = e / plane * plane, row = e % plane / w, column = e % w;
-    double sum = 0;
-    for (int64_t k = 0; k < h; ++k) sum += plan.gram[1][row * h + k] * along_t[frame + k * w + column];
-    along_th[e] = sum;
-  }
-  __syncthreads();
+  const double* sums_h = table + plan.tables.gram[0] + h * (2 * plan.tables.band[0] + 1);
+  const double* sums_w = table + plan.tables.gram[1] + w * (2 * plan.tables.band[1] + 1);
   double sum = 0, squares = 0;
-  for (int64_t e = threadIdx.x; e < voxels; e += kBlock) {
-    const int64_t column = e % w, line = e - column;
-    double along_thw = 0;
-    for (int64_t k = 0; k < w; ++k) along_thw += plan.gram[2][column * w + k] * along_th[line + k];
-    squares += c[e] * along_thw;
-    sum += c[e] * plan.column[0][e / plane] * plan.column[1][e % plane / w] * plan.column[2][column];
+  for (int e = threadIdx.x; e < h * w; e += kBlock) {
+    const double* line = along_h + (e - e % w);
+    squares += c[e] * times(1, w, e % w, [&](int k) { return line[k]; });
+    sum += c[e] * sums_h[e / w] * sums_w[e % w];
   }
   squares = block_reduce(squares, Sum());
   sum = block_reduce(sum, Sum());
@@ -116,42 +72,232 @@ __device__ void moments(const SplinePlan& plan, const double* c, double* scratch
   }
 }
 
-/// One block per map: finite check, ReLU, coefficients, moments; and empty ranges for the pass that fills them.
-__global__ void __launch_bounds__(kBlock)
-    prepare(const __grid_constant__ SplinePlan plan, const float* cam, bool relu) {
-  const int64_t voxels = plan.in.t * plan.in.h * plan.in.w;
-  for (int64_t v = blockIdx.x; v < plan.volumes; v += gridDim.x) {
-    double* c = plan.coefficients + v * voxels;
-    int bad = 0;
-    for (int64_t e = threadIdx.x; e < voxels; e += kBlock) {
-      const float x = cam[v * voxels + e];
-      if (!isfinite(x)) bad = 1;
-      c[e] = relu && x < 0 ? 0.0 : static_cast<double>(x);
+/// A cell of the grid in one frame.
+struct Cell {
+  const float* plane;
+  int h, w;  // of the grid
+  int row, column;
+
+  __device__ Cell(const SplinePlan& plan, const float* plane, int cell)
+      : plane(plane), h(static_cast<int>(plan.in.h)), w(static_cast<int>(plan.in.w)), row(cell / w), column(cell % w) {}
+
+  /// Coefficients of the rows row - 1 .. row + 2.
+  __device__ const float* line(int k) const { return plane + static_cast<int>(reflect(row - 1 + k, h)) * w; }
+
+/// Encloses all values of the cell: the spline is the product of two, so the control values of the one are the
+  /// coefficients of the other.
+  __device__ Extent enclosure(int order) const {
+    int at[4];
+    float control[4][4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) at[k] = static_cast<int>(reflect(column - 1 + k, w));
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float* c = line(k);
+      cell_controls(order, c[at[0]], c[at[1]], c[at[2]], c[at[3]], control[k]);
     }
-    bad = __syncthreads_or(bad);
-    if (threadIdx.x == 0) plan.state[v] = {!bad, empty_range(), 0.0, 0.0};
-    if (plan.framewise) {
-      for (int64_t t = threadIdx.x; t < plan.out.t; t += kBlock) plan.frames[v * plan.out.t + t] = empty_range();
+    Extent result = nothing();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float value[4];
+      cell_controls(order, control[0][j], control[1][j], control[2][j], control[3][j], value);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) result.add(value[i]);
+    }
+    return result;
+  }
+
+  /// R along one output column of the cell, by the same operations as in the pass that writes it.
+  __device__ CellPolynomial polynomial(const SplinePlan& plan, int x) const {
+    const Column taps(plan, x);
+    float value[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float* c = line(k);
+      value[k] = taps({c[taps.index[0]], c[taps.index[1]], c[taps.index[2]], c[taps.index[3]]});
+    }
+    return cell_polynomial(plan.order, value[0], value[1], value[2], value[3]);
+  }
+};
+
+/// Minimum and maximum of R over the outputs in `count` cells, as far as the thread has a share in them: each column of
+/// a cell is cut into as many parts as there are threads for.
+__device__ Extent evaluate(const SplinePlan& plan, const float* plane, const int* cells, int count) {
+  const GridAxis rows = plan.rows(), columns = plan.columns();
+  const int wide = static_cast<int>(columns.outputs_of_cell()), tall = static_cast<int>(rows.outputs_of_cell());
+  const int parts = max(1, min(kBlock / max(1, count * wide), tall)), part = (tall + parts - 1) / parts;
+  Extent range = nothing();
+  for (int unit = threadIdx.x; unit < count * wide * parts; unit += kBlock) {
+    const Cell cell(plan, plane, cells[unit / (wide * parts)]);
+    const int x = static_cast<int>(columns.first_output(cell.column)) + unit % wide;
+    const int begin = static_cast<int>(rows.first_output(cell.row)) + unit / wide % parts * part;
+    const int end = static_cast<int>(min(rows.first_output(cell.row + 1), rows.n_out));
+    if (x >= min(columns.first_output(cell.column + 1), columns.n_out) || begin >= end) continue;
+    const CellPolynomial value = cell.polynomial(plan, x);
+    const int step = static_cast<int>(rows.step()), last = min(end, begin + part);
+    int rest = static_cast<int>(begin * rows.step() - cell.row * rows.length());
+    for (int y = begin; y < last; ++y, rest += step) range.add(value(rows.fraction(rest)));
+  }
+  return range;
+}
+
+/// Minimum and maximum of R over the outputs of a frame. Few are evaluated: the cells with the highest and the lowest
+/// enclosure first, then only those whose enclosure goes beyond what has been seen, rounding included.
+__device__ Extent find_range(const SplinePlan& plan, const float* plane, float peak) {
+  __shared__ int found[kBlock];
+  __shared__ int count;
+  const int cells = static_cast<int>(plan.in.h * plan.in.w);
+
+  Extent mine = nothing();
+  int lowest = 0, highest = 0;
+  for (int cell = threadIdx.x; cell < cells; cell += kBlock) {
+    const Extent e = Cell(plan, plane, cell).enclosure(plan.order);
+    if (e.low < mine.low) mine.low = e.low, lowest = cell;
+    if (e.high > mine.high) mine.high = e.high, highest = cell;
+  }
+  if (threadIdx.x < 2) found[threadIdx.x] = 0;
+  const Extent all = of_block(mine);
+  if (mine.low == all.low) atomicMax(&found[0], lowest);
+  if (mine.high == all.high) atomicMax(&found[1], highest);
+  __syncthreads();
+  const int first = found[0], second = found[1];
+  Extent range = of_block(evaluate(plan, plane, found, 2));
+
+  const float slack = 4e-6f * peak;
+  const Extent beyond{range.low + slack, range.high - slack};
+  for (int base = 0; base < cells; base += kBlock) {
+    if (threadIdx.x == 0) count = 0;
+    __syncthreads();
+    const int cell = base + static_cast<int>(threadIdx.x);
+    if (cell < cells && cell != first && cell != second) {
+      const Extent e = cells <= kBlock ? mine : Cell(plan, plane, cell).enclosure(plan.order);
+      if (e.low < beyond.low || e.high > beyond.high) found[atomicAdd(&count, 1)] = cell;
     }
     __syncthreads();
-    if (bad) continue;
-    if (plan.order == 3) prefilter(plan, c);
-    if (plan.selective) moments(plan, c, plan.scratch + 2 * v * voxels, &plan.state[v]);
+    range.add(evaluate(plan, plane, found, count));
+    __syncthreads();  // the next round counts anew
+  }
+  return of_block(range);
+}
+
+/// One block per frame of a map.
+__global__ void __launch_bounds__(kBlock)
+    prepare(const __grid_constant__ SplinePlan plan, const __grid_constant__ InlineTables tables, const float* cam,
+            bool relu, bool planes_shared) {
+  extern __shared__ double memory[];
+  __shared__ double shared_table[kInline];
+  const int h = static_cast<int>(plan.in.h), w = static_cast<int>(plan.in.w), plane = h * w;
+  const int samples = static_cast<int>(plan.in.t), planes = plan.selective ? 2 : 1;
+  const double* table = plan.table;
+  if (plan.tables.count <= kInline) {
+    for (int i = threadIdx.x; i < plan.tables.count; i += kBlock) shared_table[i] = tables.value[i];
+    table = shared_table;
+  }
+  for (int64_t item = blockIdx.x; item < plan.volumes * plan.out.t; item += gridDim.x) {
+    const int64_t v = divide(item, plan.out.t), t = item - v * plan.out.t;
+    const float* x = cam + v * samples * plane;
+    const auto sample = [&](int e) { return relu && x[e] < 0 ? 0.0f : x[e]; };
+    float peak = 0;
+    for (int e = threadIdx.x; e < samples * plane; e += kBlock) {
+      peak = fmaxf(peak, isfinite(x[e]) ? fabsf(sample(e)) : INFINITY);
+    }
+    peak = block_reduce(peak, Max());
+    const bool finite = isfinite(peak);
+    const int exponent = finite && peak > 0 ? ilogbf(peak) : 0;
+    if (t == 0 && threadIdx.x == 0) plan.volume[v] = {finite, ldexpf(1.0f, exponent), 0u, 0.0};
+    if (!finite) continue;
+
+    // The samples to the frame, in float64: what changes little in time must not drown in rounding.
+    double* c = planes_shared ? memory : plan.planes + 3 * item * plane;
+    const double scale = ldexp(1.0, -exponent);
+    for (int e = threadIdx.x; e < planes * plane; e += kBlock) {
+      const double* row = table + (e < plane ? 0 : plan.tables.derivative) + t * samples;
+      double sum = 0;
+      for (int k = 0; k < samples; ++k) sum = fma(row[k], static_cast<double>(sample(k * plane + e % plane)), sum);
+      c[e] = sum * scale;
+    }
+    __syncthreads();
+    if (plan.order == 3) prefilter(planes, h, w, c);
+    float* map = plan.map + item * plane;
+    float* for_range = planes_shared ? reinterpret_cast<float*>(c + 3 * plane) : map;
+    peak = 0;
+    for (int e = threadIdx.x; e < plane; e += kBlock) {
+      for_range[e] = map[e] = static_cast<float>(c[e]);
+      peak = fmaxf(peak, fabsf(map[e]));
+      if (plan.selective) plan.derivative[item * plane + e] = static_cast<float>(c[plane + e]);
+    }
+    peak = block_reduce(peak, Max());
+    FrameState* state = plan.frame + item;
+    if (plan.selective) moments(plan, table, c + plane, c + 2 * plane, state);
+    if (plan.ranged()) {
+      const Extent range = find_range(plan, for_range, peak);
+      if (threadIdx.x == 0) state->low = range.low, state->high = range.high;
+    }
+    __syncthreads();  // the next frame overwrites what is shared
   }
 }
 
-Band take_band(Carver& workspace, int64_t n_in, int64_t n_out, int width) {
-  Band band{n_in, n_out, width, nullptr, nullptr, nullptr};
-  band.first = workspace.take<int>(n_out);
-  band.weight = workspace.take<double>(n_out * width);
-  band.weight32 = workspace.take<float>(n_out * width);
-  return band;
+/// Tables that are too long for one kernel's arguments, piece by piece.
+__global__ void store_tables(const __grid_constant__ InlineTables piece, double* to, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) to[i] = piece.value[i];
 }
 
-/// Neighbouring outputs lie `step` input samples apart, so their taps start within ceil(2 step) columns.
-int derivative_width(int64_t n_in, int64_t n_out) {
-  const int64_t spread = n_out > 1 ? ceil_div(2 * (n_in - 1), n_out - 1) : 0;
-  return static_cast<int>(std::max<int64_t>(kDerivativeWidth, std::min<int64_t>(n_in, kMapWidth + spread)));
+struct HostTables {
+  Tables layout;
+  std::vector<double> value;
+};
+
+HostTables build_tables(Shape3 in, Shape3 out, int order, Padding padding, bool selective) {
+  HostTables tables{};
+  // Rows of E P and D E P along t: P turns samples into coefficients.
+  std::vector<double> filter(in.t * in.t, 0.0);  // [sample, coefficient]
+  for (int64_t k = 0; k < in.t; ++k) {
+    filter[k * in.t + k] = 1;
+    if (order == 3) cubic_prefilter(&filter[k * in.t], in.t, 1);
+  }
+  std::vector<double> row(in.t);
+  const auto append_rows = [&](AxisOperator op) {
+    for (int64_t t = 0; t < out.t; ++t) {
+      axis_row(op, order, t, in.t, out.t, padding, row.data());
+      for (int64_t k = 0; k < in.t; ++k) {
+        double sum = 0;
+        for (int64_t j = 0; j < in.t; ++j) sum += row[j] * filter[k * in.t + j];
+        tables.value.push_back(sum);
+      }
+    }
+  };
+  append_rows(AxisOperator::evaluate);
+  if (selective) {
+    tables.layout.derivative = static_cast<int64_t>(tables.value.size());
+    append_rows(AxisOperator::derive);
+    const int64_t n_in[2] = {in.h, in.w}, n_out[2] = {out.h, out.w};
+    for (int axis = 0; axis < 2; ++axis) {
+      const int64_t n = n_in[axis];
+      const AxisMatrix matrix(AxisOperator::smooth, order, n, n_out[axis], padding, true);
+      const int64_t band = tables.layout.band[axis] = matrix.gram_band;
+      tables.layout.gram[axis] = static_cast<int64_t>(tables.value.size());
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t k = i - band; k <= i + band; ++k) {
+          tables.value.push_back(k >= 0 && k < n ? matrix.gram[i * n + k] : 0.0);
+        }
+      }
+      tables.value.insert(tables.value.end(), matrix.column_sums.begin(), matrix.column_sums.end());
+    }
+  }
+  tables.layout.count = static_cast<int64_t>(tables.value.size());
+  return tables;
+}
+
+std::shared_ptr<const HostTables> host_tables(const SplinePlan& plan) {
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, Padding, bool>;
+  static Recent<Key, HostTables> recent(8);
+  const Shape3 in = plan.in, out = plan.out;
+  const Key key{in.t, in.h, in.w, out.t, out.h, out.w, plan.order, plan.rule.padding, plan.selective};
+  return recent.get(key, [&] { return build_tables(in, out, plan.order, plan.rule.padding, plan.selective); });
+}
+
+int64_t shared_bytes(const SplinePlan& plan) {
+  return plan.in.h * plan.in.w * static_cast<int64_t>(3 * sizeof(double) + sizeof(float));
 }
 
 }  // namespace
@@ -162,35 +308,37 @@ SplinePlan make_plan(const SaliencyTubeArgs& args, const SelectiveRule* rule, Ca
   plan.out = args.out;
   plan.volumes = args.volumes;
   plan.order = args.order;
-  plan.padding = rule ? rule->padding : Padding::replicate;
   plan.selective = rule != nullptr;
-  plan.framewise = args.normalize == Normalize::frame;
-  const int64_t n_in[3] = {args.in.t, args.in.h, args.in.w}, n_out[3] = {args.out.t, args.out.h, args.out.w};
-  for (int axis = 0; axis < 3; ++axis) {
-    plan.map[axis] = take_band(workspace, n_in[axis], n_out[axis], kMapWidth);
-    if (!plan.selective) continue;
-    plan.derivative[axis] = take_band(workspace, n_in[axis], n_out[axis], derivative_width(n_in[axis], n_out[axis]));
-    plan.gram[axis] = workspace.take<double>(n_in[axis] * n_in[axis]);
-    plan.column[axis] = workspace.take<double>(n_in[axis]);
-  }
-  if (plan.selective) plan.scratch = workspace.take<double>(2 * plan.volumes * plan.in.voxels());
-  plan.coefficients = workspace.take<double>(plan.volumes * plan.in.voxels());
-  plan.state = workspace.take<VolumeState>(plan.volumes);
-  if (plan.framewise) plan.frames = workspace.take<Range>(plan.volumes * plan.out.t);
+  plan.normalize = args.normalize;
+  if (rule) plan.rule = *rule;
+  plan.tables = host_tables(plan)->layout;
+  const int64_t frames = plan.volumes * plan.out.t, plane = plan.in.h * plan.in.w;
+  if (plan.tables.count > kInline) plan.table = workspace.take<double>(plan.tables.count);
+  if (shared_bytes(plan) > kSharedBytes) plan.planes = workspace.take<double>(3 * frames * plane);
+  plan.map = workspace.take<float>(frames * plane);
+  if (plan.selective) plan.derivative = workspace.take<float>(frames * plane);
+  plan.volume = workspace.take<VolumeState>(plan.volumes);
+  plan.frame = workspace.take<FrameState>(frames);
   return plan;
 }
 
 void prepare_plan(const char* op, const SplinePlan& plan, const float* cam, bool relu, cudaStream_t stream) {
-  const int64_t rows = (plan.out.t + plan.out.h + plan.out.w) * (plan.selective ? 2 : 1);
-  build_bands<<<grid_for(ceil_div(rows, kBlock)), kBlock, 0, stream>>>(plan, rows);
-  check_launch(op, "build_bands");
-  if (plan.selective) {
-    int64_t entries = 0;
-    for (const Band& band : plan.derivative) entries += band.n_in * (band.n_in + 1);
-    build_grams<<<grid_for(ceil_div(entries, kBlock / 32)), kBlock, 0, stream>>>(plan, entries);
-    check_launch(op, "build_grams");
+  if (plan.in.voxels() > INT_MAX) {
+    throw std::invalid_argument(std::string(op) + ": a map before up-sampling must have fewer than 2^31 values on " +
+                                "CUDA, got " + std::to_string(plan.in.voxels()));
   }
-  prepare<<<grid_for(plan.volumes), kBlock, 0, stream>>>(plan, cam, relu);
+  const auto host = host_tables(plan);
+  InlineTables piece{};
+  for (int64_t first = 0; first < plan.tables.count; first += kInline) {
+    const int count = static_cast<int>(std::min<int64_t>(kInline, plan.tables.count - first));
+    std::copy_n(host->value.begin() + first, count, piece.value);
+    if (plan.tables.count <= kInline) break;  // they come with the arguments
+    store_tables<<<1, kBlock, 0, stream>>>(piece, plan.table + first, count);
+    check_launch(op, "store_tables");
+  }
+  const bool shared = shared_bytes(plan) <= kSharedBytes;
+  const unsigned grid = grid_for(plan.volumes * plan.out.t);
+  prepare<<<grid, kBlock, shared ? shared_bytes(plan) : 0, stream>>>(plan, piece, cam, relu, shared);
   check_launch(op, "prepare");
 }
 

@@ -301,7 +301,7 @@ def test_the_cuda_kernels_say_where_there_is_no_gpu(kernels_cuda):
         pytest.skip("this machine has a GPU")
     done = subprocess.run([kernels_cuda], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout.startswith("selective_tube: CUDA kernel build_bands must launch, got cudaError")
+    assert done.stdout.startswith("selective_tube: CUDA kernel prepare must launch, got cudaError")
 
 
 @pytest.mark.gpu
