@@ -109,7 +109,7 @@ def kernels(call: Callable, sets: list[tuple]) -> dict[str, float]:
 
 
 def measure(case: Case, rows: Rows) -> Iterator[dict]:
-    """The row in parts: ours, then both in turns, so that a baseline that fails costs no number of ours; then kernels."""
+    """The row in parts: ours, both in turns, kernels. So a baseline that fails costs no number of ours."""
     torch.manual_seed(0)
     sets = [case.make()]
     check(case, sets[0])
