@@ -328,6 +328,20 @@ def test_deep_taylor_must_know_the_box():
         DeepTaylor(low=0.5, high=1)
 
 
+def test_the_epsilon_is_as_exact_as_the_clip():
+    """In float64, on outputs of its own size: rounded to float32 it would be off by 2.6e-9 of itself."""
+    network = nn.Sequential(nn.Conv3d(3, 1, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten())
+    network.append(nn.Linear(1, 2, bias=False)).double().eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([3.0, -1.0, 0.5]).view(1, 3, 1, 1, 1))
+        network[-1].weight.copy_(torch.tensor([[0.25], [2.0]]))
+    x = torch.tensor([1e-6, 2e-6, 5e-7], dtype=torch.float64).view(1, 3, 1, 1, 1)
+    (result,) = explain(network, LRPEpsilon(normalize="none", colours="raw"), x, torch.tensor([1]))
+    z = [3e-6 - 2e-6 + 2.5e-7, 2 * (3e-6 - 2e-6 + 2.5e-7)]  # of the convolution, of the class
+    expected = torch.tensor([3e-6, -2e-6, 2.5e-7], dtype=torch.float64) / (z[0] + 1e-6) * z[1] / (z[1] + 1e-6)
+    assert off(result.flatten(), expected) < 1e-13
+
+
 @pytest.mark.parametrize("low, high", [(LOW[:2], HIGH[:2]), (LOW, HIGH[:2]), ((*LOW, -1.0), (*HIGH, 1.0))])
 def test_a_box_of_other_channels_is_refused(low, high):
     with pytest.raises(ValueError, match=r"DeepTaylor: .*channel"):

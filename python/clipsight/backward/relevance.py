@@ -60,7 +60,7 @@ def z_box(at: Local) -> Tensor:
 def epsilon(at: Local) -> Tensor:
     """In proportion to the contributions, the bias's share left out, with a denominator kept away from 0."""
     z = at.y
-    z = z + torch.where(z < 0, -at.rules.epsilon, at.rules.epsilon)
+    z = torch.where(z < 0, z - at.rules.epsilon, z + at.rules.epsilon)  # of numbers alone where would make float32
     return at.x * at.adjoint(at.g / z)
 
 
