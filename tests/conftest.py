@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -48,6 +49,14 @@ def program(shared_folder):
         return building.built_once(project, shared_folder / "programs") / name
 
     return built
+
+
+@pytest.fixture(scope="session")
+def artifact(shared_folder):
+    """`artifact("movers", HEADS, ".onnx", frames="uint8")`: an exported file, made once; see support/artifacts.py."""
+    import artifacts
+
+    return functools.partial(artifacts.made_once, shared_folder / "artifacts")
 
 
 @pytest.fixture(scope="session")
