@@ -10,9 +10,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
-from clipsight import SaliencyTube, SelectiveRelevance, explain, export, models
+from artifacts import HEADS
 from clipsight.manifest import read_manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -28,18 +27,10 @@ def quantise(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.fixture(scope="module")
-def movers():
-    model = models.load("movers")
-    return model, explain(model, (SaliencyTube(), SelectiveRelevance()), torch.randn(1, 3, 16, 64, 64))
-
-
-def test_network_in_int8_and_head_in_float(movers, tmp_path):
+def test_network_in_int8_and_head_in_float(artifact, tmp_path):
     from clipsight.exporters.onnx_graph import network_and_head
 
-    model, explained = movers
-    source, target = tmp_path / "x.onnx", tmp_path / "int8.onnx"
-    export(explained, source, preprocessing=model.preprocessing, labels=model.labels)
+    source, target = artifact("movers", HEADS, ".onnx"), tmp_path / "int8.onnx"
     process = quantise(source, target, "--clips", 8)
     assert process.returncode == 0, process.stderr
     figures = {name: float(value) for name, value in re.findall(r"^(\S.*?)\s{2,}([\d.]+)", process.stdout, re.M)}
@@ -59,14 +50,13 @@ def test_network_in_int8_and_head_in_float(movers, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({}, "its preprocessing in the manifest"),
+        ({"preprocessing": None}, "its preprocessing in the manifest"),
         ({"plugin": True}, "plugin=False"),
-        ({"optional": True}, "whose only input is the clip"),
+        ({"optional": True, "plugin": True}, "whose only input is the clip"),
     ],
 )
-def test_files_that_it_does_not_take(movers, tmp_path, options, message):
-    export(movers[1], tmp_path / "x.onnx", precheck=False, **options)
-    process = quantise(tmp_path / "x.onnx", tmp_path / "int8.onnx")
+def test_files_that_it_does_not_take(artifact, tmp_path, options, message):
+    process = quantise(artifact("ModulePool", HEADS, ".onnx", **options), tmp_path / "int8.onnx")
     assert process.returncode == 2
     assert message in process.stderr
     assert not (tmp_path / "int8.onnx").exists()
