@@ -18,6 +18,9 @@ if WORKER:  # as many workers as cores, so each has one thread, and so have the 
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
+# Of a compiled package what calls the kernels, not the kernels: no test asks how fast it is, and -O1 takes far longer.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
+
 
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory) -> Path:

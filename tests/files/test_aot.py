@@ -14,10 +14,12 @@ import torch
 
 import clipsight
 import networks
+from artifacts import ALL_OUTPUTS as HEADS
+from artifacts import OTHER_SIZE
 from clipsight import ExportError, LoadError, SaliencyTube, SelectiveRelevance, explain, export
 from clipsight.manifest import read_manifest
 from helpers import run_python
-from test_export import HEADS, OTHER_SIZE, assert_agree
+from test_export import assert_agree
 
 if shutil.which("c++") is None and shutil.which("g++") is None:
     pytest.skip("no C++ compiler on the PATH", allow_module_level=True)
@@ -41,17 +43,16 @@ def explained():
 
 
 @pytest.fixture(scope="module")
-def fused(explained, tmp_path_factory):
-    """Two clip sizes, and the network alone beside it."""
-    folder = tmp_path_factory.mktemp("fused")
-    export(explained, folder / "fused.pt2", sizes=[OTHER_SIZE], plain=folder / "network.pt2")
-    return folder / "fused.pt2"
+def fused(artifact):
+    """Two clip sizes."""
+    return artifact("ModulePool", HEADS, ".pt2", sizes=[OTHER_SIZE])
 
 
 @pytest.fixture(scope="module")
 def plain(explained, tmp_path_factory):
+    """One, and the network alone beside it."""
     path = tmp_path_factory.mktemp("plain") / "plain.pt2"
-    export(explained, path, plugin=False)
+    export(explained, path, plugin=False, plain=path.with_name("network.pt2"))
     return path
 
 
@@ -94,8 +95,8 @@ def test_archive_names_no_folder_of_this_machine(fused):
         assert not [name for name in archive.namelist() if name.endswith(".cpp")]
 
 
-def test_network_alone(fused, explained):
-    alone = clipsight.load(fused.with_name("network.pt2"))
+def test_network_alone(fused, plain):
+    alone = clipsight.load(plain.with_name("network.pt2"))
     clip = networks.clip(3, seed=5)
     (logits,) = alone(clip)
     assert alone.output_names == ("logits",)
