@@ -420,6 +420,7 @@ def test_which_file_belongs_to_which_model():
             per_model("checkpoint", wrong, models)
 
 
+@pytest.mark.full
 def test_real_clip(clips, tmp_path):
     report = compare(clips / "arm_wrestling.mp4", tmp_path, "--models", "movers2d,movers", "--stride", 4)
     assert report["measured_on"]["region"] == [[0, 256], [40, 296]]  # columns 10..74 of 85
