@@ -458,6 +458,7 @@ def test_choose_classes():
         choose(["fish"], None)
 
 
+@pytest.mark.full
 def test_real_clip(clips, tmp_path):
     succeed("explain", clips / "arm_wrestling.mp4", "--stride", 4, "--out", tmp_path)
     reader = VideoReader(tmp_path / "heat.mp4")

@@ -50,9 +50,9 @@ def fused(artifact):
 
 @pytest.fixture(scope="module")
 def plain(explained, tmp_path_factory):
-    """One, and the network alone beside it."""
+    """One."""
     path = tmp_path_factory.mktemp("plain") / "plain.pt2"
-    export(explained, path, plugin=False, plain=path.with_name("network.pt2"))
+    export(explained, path, plugin=False)
     return path
 
 
@@ -95,12 +95,15 @@ def test_archive_names_no_folder_of_this_machine(fused):
         assert not [name for name in archive.namelist() if name.endswith(".cpp")]
 
 
-def test_network_alone(fused, plain):
-    alone = clipsight.load(plain.with_name("network.pt2"))
-    clip = networks.clip(3, seed=5)
+@pytest.mark.full
+def test_network_alone(fused, tmp_path):
+    explained = explain(networks.seeded(networks.ModulePool), SaliencyTube(), networks.clip())
+    export(explained, tmp_path / "tube.pt2", plain=tmp_path / "network.pt2")
+    alone, clip = clipsight.load(tmp_path / "network.pt2"), networks.clip(3, seed=5)
     (logits,) = alone(clip)
     assert alone.output_names == ("logits",)
-    torch.testing.assert_close(logits, clipsight.load(fused)(clip)[0], rtol=1e-5, atol=1e-6)
+    for file in (fused, tmp_path / "tube.pt2"):
+        torch.testing.assert_close(logits, clipsight.load(file)(clip)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_all_inputs_that_a_file_can_have(tmp_path):

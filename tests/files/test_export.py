@@ -221,7 +221,8 @@ def test_half_precision_torchscript(tmp_path):
     assert [o.dtype for o in manifest.outputs] == ["bfloat16", "uint8"]
 
 
-@pytest.mark.parametrize("name", ["x.pt", pytest.param("x.onnx", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["x.pt", "x.onnx"])
 def test_r3d_18(tmp_path, name):
     torchvision = import_torchvision()
     model = networks.seeded(torchvision.models.video.r3d_18)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 
 from artifacts import HEADS
 from clipsight.manifest import read_manifest
+from session_files import with_manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -48,15 +50,17 @@ def test_network_in_int8_and_head_in_float(artifact, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, changes, message",
     [
-        ({"preprocessing": None}, "its preprocessing in the manifest"),
-        ({"plugin": True}, "plugin=False"),
-        ({"optional": True, "plugin": True}, "whose only input is the clip"),
+        ({}, {"preprocessing": None}, "its preprocessing in the manifest"),
+        ({"plugin": True}, {}, "plugin=False"),
+        ({"optional": True, "inputs": ("tau", "n_sigma")}, {}, "whose only input is the clip"),
     ],
 )
-def test_files_that_it_does_not_take(artifact, tmp_path, options, message):
-    process = quantise(artifact("ModulePool", HEADS, ".onnx", **options), tmp_path / "int8.onnx")
-    assert process.returncode == 2
-    assert message in process.stderr
+def test_files_that_it_does_not_take(artifact, tmp_path, monkeypatch, capsys, options, changes, message):
+    source = with_manifest(artifact("ModulePool", HEADS, ".onnx", **options), tmp_path / "x.onnx", **changes)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(source), str(tmp_path / "int8.onnx")])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "int8.onnx").exists()

@@ -118,15 +118,20 @@ def test_every_option_together(plugin, lengths, tmp_path):
         assert all(map.numel() == 0 for map in nothing[1:])
 
 
-@pytest.mark.parametrize("half", [False, "float16"])
-def test_the_self_check_of_a_loop(half, tmp_path):
+@pytest.mark.parametrize(
+    "half, frames",
+    [
+        ("float16", "uint8"),
+        pytest.param(False, "uint8", marks=pytest.mark.full),
+        pytest.param("float16", None, marks=pytest.mark.full),
+    ],
+)
+def test_the_self_check_of_a_loop(half, frames, tmp_path):
     """Of frames and in half precision: the network in the loop computes in its own type."""
     preprocessing = clipsight.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3, frames=8, crop=(16, 16), resize=(16, 16))
     head = IntegratedGradients(steps=3, chunk=2)
     model = clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(size=SIZE), "top2")
-    manifest = clipsight.export(
-        model, tmp_path / "x.onnx", half=half, frames=None if half else "uint8", preprocessing=preprocessing
-    )
+    manifest = clipsight.export(model, tmp_path / "x.onnx", half=half, frames=frames, preprocessing=preprocessing)
     assert manifest.self_check["clips"] >= 3
 
 

@@ -16,7 +16,7 @@ from artifacts import HEADS
 from clipsight import load
 from helpers import onnxruntime_library
 from session_api import CError, Class, CSession, Options, Port, Tensor, load_library
-from session_files import assert_message, bad_files
+from session_files import assert_message, bad_files, with_manifest
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -25,11 +25,12 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def files(artifact):
+def files(artifact, tmp_path_factory):
+    labelled = tmp_path_factory.mktemp("c") / "clip.onnx"
     export = partial(artifact, "ModulePool", HEADS, ".onnx")
     preprocessing = {"frames": 8, "resize": 40, "crop": (32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
     return {
-        "clip": export(labels=LABELS),
+        "clip": with_manifest(export(), labelled, labels=LABELS),
         "classes": export("input", sizes=[(8, 24, 40)]),
         "frames": export(frames="uint8", preprocessing=preprocessing),
         "crop_alone": export(frames="uint8", preprocessing=preprocessing | {"resize": None}, plugin=True),
