@@ -354,8 +354,9 @@ def test_export_with_everything_in_the_graph(video, tmp_path, factory, suffix):
     assert (maps["motion_mask"] != other["motion_mask"]).mean() > 0.02, "negative control: the inputs matter"
 
 
-def test_export_of_several_sizes_in_half_precision(tmp_path, factory):
-    file = tmp_path / "net.pt"
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
+def test_export_of_several_sizes_in_half_precision(tmp_path, factory, suffix):
+    file = tmp_path / f"net{suffix}"
     succeed("export", "--model", factory, "--out", file, "--size", "32x32", "--size", "40x48", "--half", "float16")
     manifest = json.loads(succeed("info", file, "--json").stdout)
     assert manifest["input"]["sizes"] == [[8, 32, 32], [8, 40, 48]]

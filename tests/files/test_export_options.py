@@ -487,11 +487,11 @@ def test_bfloat16_is_not_for_onnx(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix, plugin", [(".pt", False), (".onnx", True)])
-def test_several_maps_for_each_class(tmp_path, suffix, plugin):
+@EACH_FORMAT
+def test_several_maps_for_each_class(tmp_path, name):
     """Where a head makes three maps of each class, skipping it gives no three for each."""
     model = explained(SaliencyTube(channels="top3"), "input")
-    export(model, tmp_path / f"x{suffix}", plugin=plugin, optional=True)
-    loaded, classes = load(tmp_path / f"x{suffix}"), torch.zeros(2, 2, dtype=torch.int64)
+    export(model, tmp_path / name, plugin=FORMATS[name], optional=True)
+    loaded, classes = load(tmp_path / name), torch.zeros(2, 2, dtype=torch.int64)
     assert tuple(loaded(networks.clip(2, SIZE), classes)[1].shape) == (2, 6, *SIZE)
     assert tuple(loaded(networks.clip(2, SIZE), classes, explain=False)[1].shape) == (2, 6, 0, 0, 0)

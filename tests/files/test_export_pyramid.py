@@ -64,7 +64,10 @@ def test_a_file_of_each_format_equals_eager(tmp_path, file, name):
         compare(manifest.output_names, clipsight.load(tmp_path / file)(clip), model(clip))
 
 
-@pytest.mark.parametrize("file", ["fused.onnx", "plain.pt", pytest.param("plain.onnx", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "file",
+    ["fused.onnx", "plain.pt", *(pytest.param(file, marks=pytest.mark.full) for file in ("plain.onnx", "fused.pt"))],
+)
 def test_a_file_with_every_option(file, tmp_path):
     """Classes as an input, maps on demand, bytes in and out, two clip lengths."""
     pyramid = FeaturePyramid(theta=0.4, depth=3, volumes="feature", channels="top2")
