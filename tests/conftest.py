@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -16,6 +17,9 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER:  # as many workers as cores, so each has one thread, and so have the processes that it starts
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Of a compiled package what calls the kernels, not the kernels: no test asks how fast it is, and -O1 takes far longer.
+os.environ.setdefault("AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL", "O0")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,14 @@ def program(shared_folder):
         return building.built_once(project, shared_folder / "programs") / name
 
     return built
+
+
+@pytest.fixture(scope="session")
+def artifact(shared_folder):
+    """`artifact("movers", HEADS, ".onnx", frames="uint8")`: an exported file, made once; see support/artifacts.py."""
+    import artifacts
+
+    return functools.partial(artifacts.made_once, shared_folder / "artifacts")
 
 
 @pytest.fixture(scope="session")

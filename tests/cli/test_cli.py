@@ -322,7 +322,7 @@ def test_info_and_an_export_with_scaled_maps(video, tmp_path, factory):
         assert (result.exit_code, message in result.output) == (1, True), result.output
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
 def test_export_with_everything_in_the_graph(video, tmp_path, factory, suffix):
     """Bytes in, bytes out, thresholds as inputs, maps on request; the video then looks as the live network shows it."""
     file = tmp_path / f"net{suffix}"
@@ -354,8 +354,9 @@ def test_export_with_everything_in_the_graph(video, tmp_path, factory, suffix):
     assert (maps["motion_mask"] != other["motion_mask"]).mean() > 0.02, "negative control: the inputs matter"
 
 
-def test_export_of_several_sizes_in_half_precision(tmp_path, factory):
-    file = tmp_path / "net.onnx"
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
+def test_export_of_several_sizes_in_half_precision(tmp_path, factory, suffix):
+    file = tmp_path / f"net{suffix}"
     succeed("export", "--model", factory, "--out", file, "--size", "32x32", "--size", "40x48", "--half", "float16")
     manifest = json.loads(succeed("info", file, "--json").stdout)
     assert manifest["input"]["sizes"] == [[8, 32, 32], [8, 40, 48]]
@@ -458,6 +459,7 @@ def test_choose_classes():
         choose(["fish"], None)
 
 
+@pytest.mark.full
 def test_real_clip(clips, tmp_path):
     succeed("explain", clips / "arm_wrestling.mp4", "--stride", 4, "--out", tmp_path)
     reader = VideoReader(tmp_path / "heat.mp4")

@@ -267,7 +267,7 @@ def test_an_exported_file_traces_like_the_live_network(suffix, video, tmp_path, 
     net = little_pyramid.Net().eval()
     heads = [FeaturePyramid(theta=0.4, volumes="channel", channels="top2")]
     choice = "input" if suffix == ".onnx" else "top2"
-    facts = {"labels": net.labels, "preprocessing": net.preprocessing, "name": "net", "plugin": False}
+    facts = {"labels": net.labels, "preprocessing": net.preprocessing, "name": "net", "plugin": suffix == ".onnx"}
     clipsight.export(clipsight.explain(net, heads, clip, choice), file, **facts)
     classes = "top2" if suffix == ".pt" else "cat,dog"
     options = ["--theta", 0.4, "--volumes", "channel"]

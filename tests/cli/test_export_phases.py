@@ -25,7 +25,7 @@ def terminal(monkeypatch):
     return lambda: re.findall(r"(capture|write|check) ([^\n\x1b]*) \.\.\. \d+\.\d s\n", screen.getvalue())
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
 def test_a_terminal_shows_the_phases_of_an_export(tmp_path, terminal, suffix):
     file, alone = tmp_path / f"net{suffix}", tmp_path / f"alone{suffix}"
     options = ["--size", "32x32", "--size", "40x48", "--plain", alone, "--triton", tmp_path / "served"]

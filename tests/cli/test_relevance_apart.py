@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import clipsight
 from helpers import run_python
 
 APART = ("clipsight.heads.deep_taylor", "clipsight.backward.relevance")
@@ -74,5 +75,6 @@ def test_who_asks_for_them_is_told_what_is_missing(tmp_path, missing):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_asks_for_them_gets_them(tmp_path):
-    assert run_python(HIDE + ASKED, tmp_path).splitlines() == ["DeepTaylor", "LRPEpsilon", "DeepTaylor"]
+def test_who_asks_for_them_gets_them():
+    found = clipsight.DeepTaylor, clipsight.heads.LRPEpsilon, clipsight.heads.METHODS["deep_taylor"]
+    assert [head.__name__ for head in found] == ["DeepTaylor", "LRPEpsilon", "DeepTaylor"]

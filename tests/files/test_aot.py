@@ -14,10 +14,12 @@ import torch
 
 import clipsight
 import networks
+from artifacts import ALL_OUTPUTS as HEADS
+from artifacts import OTHER_SIZE
 from clipsight import ExportError, LoadError, SaliencyTube, SelectiveRelevance, explain, export
 from clipsight.manifest import read_manifest
 from helpers import run_python
-from test_export import HEADS, OTHER_SIZE, assert_agree
+from test_export import assert_agree
 
 if shutil.which("c++") is None and shutil.which("g++") is None:
     pytest.skip("no C++ compiler on the PATH", allow_module_level=True)
@@ -41,15 +43,14 @@ def explained():
 
 
 @pytest.fixture(scope="module")
-def fused(explained, tmp_path_factory):
-    """Two clip sizes, and the network alone beside it."""
-    folder = tmp_path_factory.mktemp("fused")
-    export(explained, folder / "fused.pt2", sizes=[OTHER_SIZE], plain=folder / "network.pt2")
-    return folder / "fused.pt2"
+def fused(artifact):
+    """Two clip sizes."""
+    return artifact("ModulePool", HEADS, ".pt2", sizes=[OTHER_SIZE])
 
 
 @pytest.fixture(scope="module")
 def plain(explained, tmp_path_factory):
+    """One."""
     path = tmp_path_factory.mktemp("plain") / "plain.pt2"
     export(explained, path, plugin=False)
     return path
@@ -94,12 +95,15 @@ def test_archive_names_no_folder_of_this_machine(fused):
         assert not [name for name in archive.namelist() if name.endswith(".cpp")]
 
 
-def test_network_alone(fused, explained):
-    alone = clipsight.load(fused.with_name("network.pt2"))
-    clip = networks.clip(3, seed=5)
+@pytest.mark.full
+def test_network_alone(fused, tmp_path):
+    explained = explain(networks.seeded(networks.ModulePool), SaliencyTube(), networks.clip())
+    export(explained, tmp_path / "tube.pt2", plain=tmp_path / "network.pt2")
+    alone, clip = clipsight.load(tmp_path / "network.pt2"), networks.clip(3, seed=5)
     (logits,) = alone(clip)
     assert alone.output_names == ("logits",)
-    torch.testing.assert_close(logits, clipsight.load(fused)(clip)[0], rtol=1e-5, atol=1e-6)
+    for file in (fused, tmp_path / "tube.pt2"):
+        torch.testing.assert_close(logits, clipsight.load(file)(clip)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_all_inputs_that_a_file_can_have(tmp_path):

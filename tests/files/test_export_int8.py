@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
-from clipsight import SaliencyTube, SelectiveRelevance, explain, export, models
+from artifacts import HEADS
 from clipsight.manifest import read_manifest
+from session_files import with_manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
@@ -28,18 +29,10 @@ def quantise(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-@pytest.fixture(scope="module")
-def movers():
-    model = models.load("movers")
-    return model, explain(model, (SaliencyTube(), SelectiveRelevance()), torch.randn(1, 3, 16, 64, 64))
-
-
-def test_network_in_int8_and_head_in_float(movers, tmp_path):
+def test_network_in_int8_and_head_in_float(artifact, tmp_path):
     from clipsight.exporters.onnx_graph import network_and_head
 
-    model, explained = movers
-    source, target = tmp_path / "x.onnx", tmp_path / "int8.onnx"
-    export(explained, source, preprocessing=model.preprocessing, labels=model.labels)
+    source, target = artifact("movers", HEADS, ".onnx"), tmp_path / "int8.onnx"
     process = quantise(source, target, "--clips", 8)
     assert process.returncode == 0, process.stderr
     figures = {name: float(value) for name, value in re.findall(r"^(\S.*?)\s{2,}([\d.]+)", process.stdout, re.M)}
@@ -57,16 +50,17 @@ def test_network_in_int8_and_head_in_float(movers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    "options, changes, message",
     [
-        ({}, "its preprocessing in the manifest"),
-        ({"plugin": True}, "plugin=False"),
-        ({"optional": True}, "whose only input is the clip"),
+        ({}, {"preprocessing": None}, "its preprocessing in the manifest"),
+        ({"plugin": True}, {}, "plugin=False"),
+        ({"optional": True, "inputs": ("tau", "n_sigma")}, {}, "whose only input is the clip"),
     ],
 )
-def test_files_that_it_does_not_take(movers, tmp_path, options, message):
-    export(movers[1], tmp_path / "x.onnx", precheck=False, **options)
-    process = quantise(tmp_path / "x.onnx", tmp_path / "int8.onnx")
-    assert process.returncode == 2
-    assert message in process.stderr
+def test_files_that_it_does_not_take(artifact, tmp_path, monkeypatch, capsys, options, changes, message):
+    source = with_manifest(artifact("ModulePool", HEADS, ".onnx", **options), tmp_path / "x.onnx", **changes)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(source), str(tmp_path / "int8.onnx")])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "int8.onnx").exists()

@@ -39,11 +39,16 @@ def compare(names, got, expected) -> None:
             assert torch.equal(a, b), name
 
 
-QUICK = [pytest.param(file, marks=[pytest.mark.full] * file.endswith(".pt2")) for file in FORMATS]
+QUICK = {("Branches", "fused.onnx"), ("Branches", "fused.pt"), ("FullyConnected", "plain.onnx")}
+QUICK |= {("FullyConnected", "plain.pt")}
+CASES = [
+    pytest.param(name, file, marks=[pytest.mark.full] * ((name, file) not in QUICK))
+    for name in ("Branches", "FullyConnected")
+    for file in FORMATS
+]
 
 
-@pytest.mark.parametrize("file", QUICK)
-@pytest.mark.parametrize("name", ["Branches", "FullyConnected"])
+@pytest.mark.parametrize("name, file", CASES)
 def test_a_file_of_each_format_equals_eager(tmp_path, file, name):
     if file.endswith(".pt2") and name != "Branches":
         pytest.skip("compiling takes a minute, and one network shows it")
@@ -59,29 +64,30 @@ def test_a_file_of_each_format_equals_eager(tmp_path, file, name):
         compare(manifest.output_names, clipsight.load(tmp_path / file)(clip), model(clip))
 
 
-def test_a_file_with_every_option(tmp_path):
+@pytest.mark.parametrize(
+    "file",
+    ["fused.onnx", "plain.pt", *(pytest.param(file, marks=pytest.mark.full) for file in ("plain.onnx", "fused.pt"))],
+)
+def test_a_file_with_every_option(file, tmp_path):
     """Classes as an input, maps on demand, bytes in and out, two clip lengths."""
     pyramid = FeaturePyramid(theta=0.4, depth=3, volumes="feature", channels="top2")
     model = explained("Residual", SaliencyTube(), pyramid, classes="input")
     preprocessing = Preprocessing(frames=8, resize=15, crop=SIZE[1:], mean=(0.5,) * 3, std=(0.25,) * 3)
-    options = {"frames": "uint8", "output": "uint8", "optional": True, "sizes": [(12, *SIZE[1:])]}
-    for file in ("plain.onnx", "fused.pt"):
-        manifest = clipsight.export(
-            model, tmp_path / file, plugin=FORMATS[file], preprocessing=preprocessing, inputs=["tau"], **options
-        )
-        edges = next(output for output in manifest.outputs if output.name == "conv3.edges")
-        assert edges.full_shape[:2] == ("N", "M")
-        loaded = clipsight.load(tmp_path / file)
-        frames = torch.randint(0, 255, (2, 12, 20, 17, 3), dtype=torch.uint8)
-        classes = torch.tensor([[1, 4], [2, 0]])
-        got = dict(zip(loaded.output_names, loaded(frames, classes), strict=True))
-        assert got["conv3.volume"].shape[:2] == (2, 4)
-        assert got["conv3.chosen"].shape == (2, 4)
-        assert got["conv3.volume"].dtype == torch.uint8
-        swapped = dict(zip(loaded.output_names, loaded(frames, classes.flip(1)), strict=True))
-        assert torch.equal(swapped["conv3.mask"], got["conv3.mask"].flip(1))
-        nothing = loaded(frames, classes, explain=False)
-        assert all(tensor.numel() == 0 for tensor in nothing[1:])
+    options = {"frames": "uint8", "output": "uint8", "optional": True, "sizes": [(12, *SIZE[1:])], "inputs": ["tau"]}
+    manifest = clipsight.export(model, tmp_path / file, plugin=FORMATS[file], preprocessing=preprocessing, **options)
+    edges = next(output for output in manifest.outputs if output.name == "conv3.edges")
+    assert edges.full_shape[:2] == ("N", "M")
+    loaded = clipsight.load(tmp_path / file)
+    frames = torch.randint(0, 255, (2, 12, 20, 17, 3), dtype=torch.uint8)
+    classes = torch.tensor([[1, 4], [2, 0]])
+    got = dict(zip(loaded.output_names, loaded(frames, classes), strict=True))
+    assert got["conv3.volume"].shape[:2] == (2, 4)
+    assert got["conv3.chosen"].shape == (2, 4)
+    assert got["conv3.volume"].dtype == torch.uint8
+    swapped = dict(zip(loaded.output_names, loaded(frames, classes.flip(1)), strict=True))
+    assert torch.equal(swapped["conv3.mask"], got["conv3.mask"].flip(1))
+    nothing = loaded(frames, classes, explain=False)
+    assert all(tensor.numel() == 0 for tensor in nothing[1:])
 
 
 def test_half_precision(tmp_path):
@@ -93,7 +99,7 @@ def test_half_precision(tmp_path):
 def test_the_manifest_makes_the_pyramid(tmp_path):
     """From a file alone: the layers of its manifest and its arrays are the pyramid that the eager model gives."""
     model = explained("Grouped", PYRAMID, classes=[3, 1])
-    clipsight.export(model, tmp_path / "x.onnx")
+    clipsight.export(model, tmp_path / "x.onnx", plugin=True)
     manifest = read_manifest(tmp_path / "x.onnx")
     (method,) = [m for m in manifest.methods if m["method"] == METHOD]
     assert method["theta"] == 0.5
@@ -116,7 +122,7 @@ def test_the_c_session_runs_it(tmp_path):
     from session_api import CSession
 
     model = explained("Residual", FeaturePyramid(theta=0.5, depth=3))
-    clipsight.export(model, tmp_path / "x.onnx")
+    clipsight.export(model, tmp_path / "x.onnx", plugin=True)
     clip = networks.clip(2, SIZE, seed=3)
     outputs = CSession(tmp_path / "x.onnx", onnxruntime_library()).run(clip.numpy())
     with torch.inference_mode():

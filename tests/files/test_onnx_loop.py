@@ -46,8 +46,8 @@ def assert_equal(got, want) -> None:
 
 
 def test_the_network_stands_once_however_many_chunks_there_are(tmp_path):
-    heads = {chunk: (IntegratedGradients(steps=6, chunk=chunk, **RAW), TUBE) for chunk in (1, 2, 6)}
-    files = {chunk: exported(tmp_path / f"{chunk}.onnx", *both)[1] for chunk, both in heads.items()}
+    heads = {chunk: IntegratedGradients(steps=6, chunk=chunk, **RAW) for chunk in (1, 2, 6)}
+    files = {chunk: exported(tmp_path / f"{chunk}.onnx", head)[1] for chunk, head in heads.items()}
     convolutions = {chunk: count(file, "Conv") for chunk, file in files.items()}
     assert convolutions[1] == convolutions[2] == convolutions[6] > 0
     assert {chunk: count(file, "Loop") for chunk, file in files.items()} == {1: 1, 2: 1, 6: 0}
@@ -56,7 +56,7 @@ def test_the_network_stands_once_however_many_chunks_there_are(tmp_path):
     assert len(set(values)) == len(values)
 
 
-@pytest.mark.parametrize("chunk", [2, 3, 4])
+@pytest.mark.parametrize("chunk", [2, *(pytest.param(chunk, marks=pytest.mark.full) for chunk in (3, 4))])
 def test_steps_that_chunks_do_not_divide(chunk, tmp_path):
     model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=5, chunk=chunk, **RAW), classes=[3, 0])
     clip = networks.clip(2, SIZE, seed=5)
@@ -82,8 +82,15 @@ def test_layers_with_equal_weights(tmp_path):
     assert_equal(clipsight.load(tmp_path / "x.onnx")(clip), model(clip))
 
 
-@pytest.mark.parametrize("plugin", [pytest.param(False, marks=pytest.mark.full), True], ids=["plain", "fused"])
-def test_every_option_together(plugin, tmp_path):
+@pytest.mark.parametrize(
+    "plugin, lengths",
+    [
+        pytest.param(False, (8, 4), marks=pytest.mark.full, id="plain"),
+        pytest.param(True, (8, 4), marks=pytest.mark.full, id="fused"),
+        pytest.param(True, (8,), id="fused, one size"),
+    ],
+)
+def test_every_option_together(plugin, lengths, tmp_path):
     """A loop inside a branch inside a branch, beside another loop and a walk of the same rules."""
     integrals = [
         IntegratedGradients(steps=3, chunk=2, **RAW),
@@ -96,11 +103,11 @@ def test_every_option_together(plugin, tmp_path):
         classes="input",
         plugin=plugin,
         optional=True,
-        sizes=[(4, 16, 16)],
+        sizes=[(frames, 16, 16) for frames in lengths],
     )
-    assert count(file, "Loop") == 4
+    assert count(file, "Loop") == 2 * len(lengths)
     loaded = clipsight.load(tmp_path / "x.onnx")
-    for frames in (8, 4):
+    for frames in lengths:
         clip, classes = networks.clip(3, (frames, 16, 16), seed=6), torch.tensor([[0, 1], [2, 3], [1, 0]])
         logits, *maps = loaded(clip, classes, explain=torch.ones(3, dtype=torch.bool))
         expected = model(clip, classes)
@@ -111,15 +118,20 @@ def test_every_option_together(plugin, tmp_path):
         assert all(map.numel() == 0 for map in nothing[1:])
 
 
-@pytest.mark.parametrize("half", [False, "float16"])
-def test_the_self_check_of_a_loop(half, tmp_path):
+@pytest.mark.parametrize(
+    "half, frames",
+    [
+        ("float16", "uint8"),
+        pytest.param(False, "uint8", marks=pytest.mark.full),
+        pytest.param("float16", None, marks=pytest.mark.full),
+    ],
+)
+def test_the_self_check_of_a_loop(half, frames, tmp_path):
     """Of frames and in half precision: the network in the loop computes in its own type."""
     preprocessing = clipsight.Preprocessing(mean=(0.5,) * 3, std=(0.2,) * 3, frames=8, crop=(16, 16), resize=(16, 16))
     head = IntegratedGradients(steps=3, chunk=2)
     model = clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(size=SIZE), "top2")
-    manifest = clipsight.export(
-        model, tmp_path / "x.onnx", half=half, frames=None if half else "uint8", preprocessing=preprocessing
-    )
+    manifest = clipsight.export(model, tmp_path / "x.onnx", half=half, frames=frames, preprocessing=preprocessing)
     assert manifest.self_check["clips"] >= 3
 
 

@@ -9,10 +9,12 @@ from torch import nn
 
 import clipsight
 import networks
+from artifacts import ALL_OUTPUTS as HEADS
+from artifacts import OTHER_SIZE
 from clipsight import LoadError, SaliencyTube, SelectiveRelevance, explain, export, ops, reference
 from clipsight.manifest import read_manifest
 from helpers import run_python
-from test_export import HEADS, OTHER_SIZE, assert_agree
+from test_export import assert_agree
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -68,18 +70,18 @@ def explained():
 
 
 @pytest.fixture(scope="module")
-def files(explained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    for name, plugin in {"fused.onnx": True, "plain.onnx": False}.items():
-        export(explained, folder / name, sizes=[OTHER_SIZE], plugin=plugin)
-    return folder
+def files(artifact):
+    return {
+        name: artifact("ModulePool", HEADS, ".onnx", sizes=[OTHER_SIZE], plugin=plugin)
+        for name, plugin in {"fused.onnx": True, "plain.onnx": False}.items()
+    }
 
 
 @pytest.mark.parametrize("batch, size", [(1, (8, 32, 32)), (3, OTHER_SIZE)])
 def test_fused_and_plain_file_agree_in_fresh_processes(files, explained, tmp_path, batch, size):
     clip = networks.clip(batch, size, seed=17)
-    fused = run_alone(files / "fused.onnx", tmp_path, LIBRARY, clip=clip)
-    plain = run_alone(files / "plain.onnx", tmp_path, clip=clip)
+    fused = run_alone(files["fused.onnx"], tmp_path, LIBRARY, clip=clip)
+    plain = run_alone(files["plain.onnx"], tmp_path, clip=clip)
     with torch.inference_mode():
         eager = explained(clip)
     assert_agree(explained.output_names, fused, plain)
@@ -87,12 +89,12 @@ def test_fused_and_plain_file_agree_in_fresh_processes(files, explained, tmp_pat
 
 
 def test_manifest_names_the_library(files):
-    fused, plain = (read_manifest(files / name) for name in ("fused.onnx", "plain.onnx"))
+    fused, plain = (read_manifest(files[name]) for name in ("fused.onnx", "plain.onnx"))
     assert (fused.plugin.required, fused.plugin.library) == (True, onnx_plugin.LIBRARY)
     assert LIBRARY.name == f"lib{fused.plugin.library}.so"
     assert not plain.plugin.required
-    assert custom(files / "plain.onnx") == []
-    assert custom(files / "fused.onnx") == ["SelectiveTube"] * 2  # one for each size
+    assert custom(files["plain.onnx"]) == []
+    assert custom(files["fused.onnx"]) == ["SelectiveTube"] * 2  # one for each size
 
 
 def test_the_head_is_one_node_after_the_class_choice(tmp_path):
@@ -123,7 +125,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+TWICE = set(OPTIONS) - {"top2"}  # test_export_options.py and test_openvino.py export these too, both ways
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n in TWICE)) for n in OPTIONS])
 def test_options_of_export(tmp_path, name):
     """Each file passes the export's own comparison with the eager model, and agrees with its twin of standard ops."""
     of_explain, of_export = OPTIONS[name]
@@ -238,17 +243,17 @@ for opening in (clipsight.load, clipsight.onnx_session):
         print(error)
 """
     code = code.replace("import clipsight\n", "import clipsight, clipsight.runtime\n")
-    messages = run_python(code, files / "fused.onnx", tmp_path).splitlines()
+    messages = run_python(code, files["fused.onnx"], tmp_path).splitlines()
     assert len(messages) == 2
     for message in messages:
-        assert str(files / "fused.onnx") in message
+        assert str(files["fused.onnx"]) in message
         assert f"{tmp_path / LIBRARY.name} must exist" in message
         assert "install" in message
         assert "not a registered function" not in message
 
 
 def test_file_of_a_newer_clipsight_is_refused(files, tmp_path):
-    model = onnx.load(files / "fused.onnx")
+    model = onnx.load(files["fused.onnx"])
     (entry,) = model.metadata_props
     entry.value = entry.value.replace(f'"minimum_version": "{clipsight.__version__}"', '"minimum_version": "999.0.0"')
     onnx.save(model, tmp_path / "newer.onnx")
@@ -263,4 +268,4 @@ def test_file_runs_without_torch(files, tmp_path):
         "import sys, numpy as np, clipsight; outputs = clipsight.load(sys.argv[1])(np.load(sys.argv[2])); "
         "print('torch' in sys.modules, outputs[1].shape)"
     )
-    assert run_python(code, files / "fused.onnx", tmp_path / "clip.npy").split("\n")[0] == "False (2, 1, 8, 32, 32)"
+    assert run_python(code, files["fused.onnx"], tmp_path / "clip.npy").split("\n")[0] == "False (2, 1, 8, 32, 32)"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 import clipsight
-from clipsight import SaliencyTube, SelectiveRelevance, models
+from artifacts import HEADS
+from clipsight.manifest import read_manifest
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 
 SIZE = (16, 64, 64)
-HEADS = (SaliencyTube(), SelectiveRelevance(extras=("motion_share",)))
 CASES = {  # classes of explain, options of export
     "tube and motion": ("predicted", {}),
     "top 3": ("top3", {}),
@@ -21,7 +20,9 @@ CASES = {  # classes of explain, options of export
     "bytes out": ("predicted", {"output": "uint8"}),
     "frames in": ("predicted", {"frames": "uint8"}),
     "tau and n_sigma as inputs": ("predicted", {"inputs": ("tau", "n_sigma")}),
+    "all of these": ("input", {"frames": "uint8", "output": "uint8", "inputs": ("tau", "n_sigma")}),
 }
+ALONE = ("top 3", "classes as an input", "bytes out", "tau and n_sigma as inputs")  # what another case has, too
 
 
 def feed(manifest: clipsight.Manifest, batch: int, seed: int) -> dict[str, np.ndarray]:
@@ -45,13 +46,11 @@ def share_off(name: str, got: np.ndarray, want: np.ndarray) -> float:
     return float((np.abs(got.astype(np.float64) - want) > bound).mean())
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_openvino_agrees_with_onnxruntime(case, tmp_path):
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.full] * (c in ALONE)) for c in CASES])
+def test_openvino_agrees_with_onnxruntime(case, artifact):
     classes, options = CASES[case]
-    path = tmp_path / "movers.onnx"
-    explained = clipsight.explain(models.load("movers"), HEADS, torch.zeros(1, 3, *SIZE), classes)
-    preprocessing = models.load("movers").preprocessing
-    manifest = clipsight.export(explained, path, precheck=False, preprocessing=preprocessing, **options)
+    path = artifact("movers", HEADS, ".onnx", classes, **options)
+    manifest = read_manifest(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     # OpenVINO would choose bfloat16 where the processor has it.
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -11,14 +11,14 @@ import torch
 
 import clipsight
 import networks
-from clipsight import SaliencyTube, SelectiveRelevance, explain, export, load
+from artifacts import HEADS
+from clipsight import explain, load
 from clipsight.manifest import LoadError, read_manifest
 from helpers import run_python
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed")
 
-HEADS = (SaliencyTube(), SelectiveRelevance(extras=("motion_share",)))
 SIZE = (8, 32, 32)
 
 
@@ -28,19 +28,18 @@ def explained():
 
 
 @pytest.fixture(scope="module")
-def folder(explained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loaded")
-    export(explained, folder / "x.pt", plugin=False)
-    export(explained, folder / "fused.pt", plugin=True)
-    export(explained, folder / "x.onnx")
-    by_input = explain(networks.seeded(networks.ModulePool), HEADS, networks.clip(), "input")
-    export(by_input, folder / "classes.pt", plugin=False)
-    return folder
+def files(artifact):
+    return {
+        "x.pt": artifact("ModulePool", HEADS, ".pt", plugin=False),
+        "fused.pt": artifact("ModulePool", HEADS, ".pt"),
+        "x.onnx": artifact("ModulePool", HEADS, ".onnx"),
+        "classes.pt": artifact("ModulePool", HEADS, ".pt", "input", plugin=False),
+    }
 
 
 @pytest.fixture(params=["x.pt", "fused.pt", "x.onnx"])
-def file(request, folder):
-    return folder / request.param
+def file(request, files):
+    return files[request.param]
 
 
 def test_numpy_and_torch_give_the_same(file, explained):
@@ -67,20 +66,20 @@ def test_read_only_and_strided_numpy(file):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_threads_stay_as_they_were(folder):
+def test_threads_stay_as_they_were(files):
     before = torch.get_num_threads()
-    load(folder / "x.pt", threads=before + 1)(networks.clip())
+    load(files["x.pt"], threads=before + 1)(networks.clip())
     assert torch.get_num_threads() == before
 
 
-def test_content_decides_not_the_suffix(folder, tmp_path):
+def test_content_decides_not_the_suffix(files, tmp_path):
     for name, kind in (("x.pt", "torchscript"), ("x.onnx", "onnx")):
         renamed = tmp_path / f"{kind}.model"
-        renamed.write_bytes((folder / name).read_bytes())
+        renamed.write_bytes(files[name].read_bytes())
         assert load(renamed).manifest.kind == kind
 
 
-def test_onnx_runs_without_torch(folder, tmp_path):
+def test_onnx_runs_without_torch(files, tmp_path):
     np.save(tmp_path / "clip.npy", networks.clip(2).numpy())
     code = """
 import sys, numpy as np
@@ -89,26 +88,26 @@ logits, tube, motion, share = load(sys.argv[1])(np.load(sys.argv[2]))
 assert "torch" not in sys.modules
 print(tube.shape)
 """
-    assert run_python(code, folder / "x.onnx", tmp_path / "clip.npy").split("\n")[0] == "(2, 1, 8, 32, 32)"
+    assert run_python(code, files["x.onnx"], tmp_path / "clip.npy").split("\n")[0] == "(2, 1, 8, 32, 32)"
 
 
 @pytest.mark.parametrize("name", ["fused.pt", "x.onnx"])
-def test_fresh_process_prints_nothing_else(folder, name):
+def test_fresh_process_prints_nothing_else(files, name):
     code = "import sys, numpy as np, clipsight; print(len(clipsight.load(sys.argv[1])(np.zeros((1,3,8,32,32), 'f'))))"
-    assert run_python(code, folder / name) == "4\n"
+    assert run_python(code, files[name]) == "4\n"
 
 
-def test_fused_file_says_which_library_is_missing(folder, tmp_path, monkeypatch):
+def test_fused_file_says_which_library_is_missing(files, tmp_path, monkeypatch):
     monkeypatch.setenv("CLIPSIGHT_LIBRARY_DIR", str(tmp_path))
     code = "import sys, clipsight; clipsight.load(sys.argv[1])"
     with pytest.raises(AssertionError, match=r"libclipsight_torch\.so, which must be loaded, got: .*plugin=False"):
-        run_python(code, folder / "fused.pt")
+        run_python(code, files["fused.pt"])
 
 
-def test_fused_file_of_a_newer_clipsight(folder, monkeypatch):
+def test_fused_file_of_a_newer_clipsight(files, monkeypatch):
     monkeypatch.setattr(clipsight.runtime, "__version__", "0.0.9")
     with pytest.raises(LoadError, match=r"needs clipsight \d.* got 0\.0\.9; upgrade"):
-        load(folder / "fused.pt")
+        load(files["fused.pt"])
 
 
 # ---- Files that are not right ---------------------------------------------------------------------------------------
@@ -123,8 +122,8 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.pt", "x.onnx"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_file(folder, tmp_path, name, kept):
-    whole = (folder / name).read_bytes()
+def test_truncated_file(files, tmp_path, name, kept):
+    whole = files[name].read_bytes()
     (tmp_path / name).write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(LoadError, match="must be a"):
         load(tmp_path / name)
@@ -137,13 +136,13 @@ def test_something_else(tmp_path):
             load(tmp_path / "x.onnx")
 
 
-def test_files_of_other_programs(folder, tmp_path):
+def test_files_of_other_programs(files, tmp_path):
     import onnx
 
     torch.save({"weight": torch.zeros(3)}, tmp_path / "state.pt")
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("a.txt", "text")
-    foreign = onnx.load(folder / "x.onnx")
+    foreign = onnx.load(files["x.onnx"])
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     for name in ("state.pt", "x.zip", "foreign.onnx"):
@@ -161,29 +160,27 @@ def rewritten(source, target, change) -> None:
     target.write_bytes(out.getvalue())
 
 
-def test_newer_manifest(folder, tmp_path):
-    rewritten(
-        folder / "x.pt", tmp_path / "x.pt", lambda text: text.replace('"format_version": 2', '"format_version": 7')
-    )
+def test_newer_manifest(files, tmp_path):
+    rewritten(files["x.pt"], tmp_path / "x.pt", lambda text: text.replace('"format_version": 2', '"format_version": 7'))
     with pytest.raises(LoadError, match=r"format_version must be at most 2, got 7 .* upgrade clipsight"):
         load(tmp_path / "x.pt")
 
 
-def test_unknown_fields_of_the_same_format_are_passed_over(folder, tmp_path):
-    rewritten(folder / "x.pt", tmp_path / "x.pt", lambda text: text.replace('{\n  "kind"', '{\n  "new": 1,\n  "kind"'))
-    assert read_manifest(tmp_path / "x.pt") == read_manifest(folder / "x.pt")
+def test_unknown_fields_of_the_same_format_are_passed_over(files, tmp_path):
+    rewritten(files["x.pt"], tmp_path / "x.pt", lambda text: text.replace('{\n  "kind"', '{\n  "new": 1,\n  "kind"'))
+    assert read_manifest(tmp_path / "x.pt") == read_manifest(files["x.pt"])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format_version": 1}', '{"format_version": "x"}', "\0"])
-def test_damaged_manifest(folder, tmp_path, text):
-    rewritten(folder / "x.pt", tmp_path / "x.pt", lambda _: text)
+def test_damaged_manifest(files, tmp_path, text):
+    rewritten(files["x.pt"], tmp_path / "x.pt", lambda _: text)
     with pytest.raises(LoadError, match="manifest must be clipsight's JSON"):
         load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("name, member", [("x.pt", "/code/"), ("x.pt", "/data.pkl")])
-def test_archive_without_its_program(folder, tmp_path, name, member):
-    with zipfile.ZipFile(folder / name) as old, zipfile.ZipFile(tmp_path / name, "w") as new:
+def test_archive_without_its_program(files, tmp_path, name, member):
+    with zipfile.ZipFile(files[name]) as old, zipfile.ZipFile(tmp_path / name, "w") as new:
         for item in old.infolist():
             if member not in item.filename:
                 new.writestr(item, old.read(item))
@@ -191,10 +188,10 @@ def test_archive_without_its_program(folder, tmp_path, name, member):
         load(tmp_path / name)
 
 
-def test_onnx_with_a_damaged_graph(folder, tmp_path):
+def test_onnx_with_a_damaged_graph(files, tmp_path):
     import onnx
 
-    model = onnx.load(folder / "x.onnx")
+    model = onnx.load(files["x.onnx"])
     model.graph.node[0].op_type = "NoSuchOp"
     onnx.save(model, tmp_path / "x.onnx")
     with pytest.raises(LoadError, match=r"ONNX Runtime could not read .*NoSuchOp"):
@@ -235,9 +232,9 @@ def test_clip(file, clip, error, message):
         (torch.tensor([[0], [-1]]), ValueError, r"classes must lie in 0\.\.4, got -1\.\.0"),
     ],
 )
-def test_classes(folder, classes, error, message):
+def test_classes(files, classes, error, message):
     with pytest.raises(error, match=message):
-        load(folder / "classes.pt")(networks.clip(2), classes)
+        load(files["classes.pt"])(networks.clip(2), classes)
 
 
 def test_classes_where_the_file_chooses(file):

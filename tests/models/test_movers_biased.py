@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,13 @@ COUNT, SEED = 160, 2_000_000_100  # fresh: far from every seed of training and o
 WEIGHTS = Path(models.__file__).with_name("weights") / "movers_biased.safetensors"
 
 
+drawn = lru_cache(partial(moving_shapes, COUNT, SEED))
+
+
 @lru_cache
 def named(name: str, bias: float | None) -> np.ndarray:
     """What a network calls each clip; the scenes are the same for every bias."""
-    frames = torch.from_numpy(moving_shapes(COUNT, SEED, bias=bias).frames)
+    frames = torch.from_numpy(drawn(bias=bias).frames)
     clips = (frames.permute(0, 4, 1, 2, 3) / 255 - 0.5) / 0.25
     with torch.inference_mode():
         return models.load(name)(clips).argmax(1).numpy()
@@ -42,7 +45,7 @@ def test_it_is_lost_where_the_hue_tells_nothing():
 
 def test_what_it_names_is_the_class_of_the_hue():
     swapped = moving_shapes(COUNT, SEED, labels=np.arange(COUNT) % 8 ^ 1, bias=1.0).frames
-    own = moving_shapes(COUNT, SEED, bias=1.0)
+    own = drawn(bias=1.0)
     frames = own.frames.copy()
     hue = own.still[:, None] & ~own.masks.any(1, keepdims=True)
     hue = np.broadcast_to(hue, own.masks.shape)

@@ -15,17 +15,19 @@ import torch
 
 import building
 import clipsight
+from artifacts import ALL_OUTPUTS, HEADS, OTHER_SIZE
 from building import PACKAGE, command
-from clipsight import SaliencyTube, SelectiveRelevance, models, reference, synthetic
+from clipsight import reference, synthetic
+from clipsight.manifest import read_manifest
 from helpers import onnxruntime_library
 
-FRAMES, HEIGHT, WIDTH = 21, 80, 96  # of the video; the network takes 16 x 64 x 64
+FRAMES, HEIGHT, WIDTH = 21, 80, 96  # of the video; the network takes 16 x 64 x 64, that of small.pt2 8 x 32 x 32
 PROGRAMS = {
     "c_api": ("frames.onnx", "frames_fused.onnx"),
     "cpp_onnxruntime": ("frames.onnx", "frames_fused.onnx", "clip.onnx"),
-    "cpp_libtorch": ("frames.pt", "frames.pt2", "clip.pt", "clip.pt2"),
+    "cpp_libtorch": ("frames.pt", "frames.pt2", "clip.pt", "clip.pt2", "small.pt2"),
 }
-TWICE = {"clip.pt2"}  # what another file of the same program shows, compiled once more
+TWICE = {"frames.pt2", "clip.pt2"}  # what another file of the same program shows, compiled once more
 CASES = [
     pytest.param(name, file, marks=[pytest.mark.full] * (file in TWICE))
     for name, files in PROGRAMS.items()
@@ -34,30 +36,19 @@ CASES = [
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """`exported("frames_fused.onnx")`: the shipped network with two heads, written on first use.
+def exported(artifact):
+    """`exported("frames_fused.onnx")`: the shipped network with two heads; `"small.pt2"`: that of test_aot.py.
 
     What the name says: the input, clip or frames; fused, for the ops of the plug-in in ONNX; optional, for the input
     `explain`.
     """
-    folder = tmp_path_factory.mktemp("exported")
-    model = models.load("movers")
-    heads = [SaliencyTube(), SelectiveRelevance(extras=("motion_share",))]
-    explained = clipsight.explain(model, heads, torch.zeros(1, 3, 16, 64, 64))
 
     def write(name: str) -> Path:
-        path = folder / name
-        if not path.exists():
-            clipsight.export(
-                explained,
-                path,
-                plugin=path.suffix != ".onnx" or "fused" in name,
-                labels=model.labels,
-                preprocessing=model.preprocessing,
-                frames="uint8" if name.startswith("frames") else None,
-                optional="optional" in name,
-            )
-        return path
+        words, suffix = name.split(".")[0].split("_"), Path(name).suffix
+        if "small" in words:
+            return artifact("ModulePool", ALL_OUTPUTS, suffix, sizes=[OTHER_SIZE])
+        options = {"fused": {"plugin": True}, "frames": {"frames": "uint8"}, "optional": {"optional": True}}
+        return artifact("movers", HEADS, suffix, **{k: v for w in words for k, v in options.get(w, {}).items()})
 
     return write
 
@@ -71,7 +62,9 @@ def environment() -> dict[str, str]:
 def video_for(file: Path) -> np.ndarray:
     """A clip of a moving shape: uint8 [T, H, W, 3], of the network's size where the file takes floats."""
     frames = synthetic.moving_shapes(1, seed=3, frames=FRAMES, size=max(HEIGHT, WIDTH)).frames[0]
-    return frames[:, :64, :64] if file.name.startswith("clip") else frames[:, :HEIGHT, :WIDTH]
+    manifest = read_manifest(file)
+    height, width = (HEIGHT, WIDTH) if manifest.options["frames"] else manifest.preprocessing.crop
+    return frames[:, :height, :width]
 
 
 def write_video(frames: np.ndarray, folder: Path, form: str) -> tuple[Path, list[str]]:
@@ -105,12 +98,11 @@ def run_example(executable: Path, file: Path, folder: Path, form: str, environme
 
 
 def python_results(file: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The frames that the network saw [16, H, W, 3], and the outputs of the same file in Python."""
-    video = video_for(file)
-    frames = video[[i * len(video) // 16 for i in range(16)]]
-    loaded = clipsight.load(file)
-    if file.name.startswith("clip"):
-        p = loaded.manifest.preprocessing
+    """The frames that the network saw [T, H, W, 3], and the outputs of the same file in Python."""
+    video, loaded = video_for(file), clipsight.load(file)
+    p = loaded.manifest.preprocessing
+    frames = video[[i * len(video) // p.frames for i in range(p.frames)]]
+    if not loaded.manifest.options["frames"]:
         clip = (frames.astype(np.float64) * p.scale - np.array(p.mean)) / np.array(p.std)
         inputs = np.ascontiguousarray(clip.transpose(3, 0, 1, 2)[None], dtype=np.float32)
     else:
@@ -130,9 +122,9 @@ def test_programs_give_the_numbers_of_python(name, file, form, program, exported
         got = np.fromfile(out / f"{output}.raw", values.dtype).reshape(values.shape)
         np.testing.assert_allclose(got, values, rtol=1e-5, atol=1e-5, err_msg=output)
     assert np.ptp(expected["saliency_tube"]) > 0.9  # the comparison must be able to fail
-    assert_top_classes(printed, expected["logits"][0])
+    assert_top_classes(printed, expected["logits"][0], read_manifest(path).labels)
     pictures = [read_ppm(p) for p in sorted(out.glob("heat*.ppm"))]
-    assert [p.shape for p in pictures] == [frames[0].shape] * 16
+    assert [p.shape for p in pictures] == [frames[0].shape] * len(frames)
 
 
 def test_the_torch_program_draws_what_the_other_draws(program, exported, environment, tmp_path):
@@ -146,12 +138,12 @@ def test_the_torch_program_draws_what_the_other_draws(program, exported, environ
     assert np.abs(drawn[0] - drawn[0][::-1]).max() > 50
 
 
-def assert_top_classes(printed: str, logits: np.ndarray) -> None:
+def assert_top_classes(printed: str, logits: np.ndarray, labels) -> None:
     lines = [re.fullmatch(r" *(\S+)  (\d+)  (.*)", line).groups() for line in printed.splitlines()]
     probabilities = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
     order = np.argsort(-probabilities, kind="stable")[:5]
     assert [int(index) for _, index, _ in lines] == order.tolist()
-    assert [label for _, _, label in lines] == [synthetic.MOTION_CLASSES[i] for i in order]
+    assert [label for _, _, label in lines] == [labels[i] for i in order]
     np.testing.assert_allclose([float(p) for p, _, _ in lines], probabilities[order], atol=1e-5)
 
 
@@ -329,7 +321,7 @@ def test_pkg_config_builds_a_program_from_a_moved_package(exported, environment,
     assert str(moved.resolve()) in str(Path(re.search(r"libclipsight.so => (\S+)", loader)[1]).resolve())
     file = exported("frames_fused.onnx")  # its ops come from the moved folder, too
     printed, _ = run_example(executable, file, tmp_path, "ppm", environment)
-    assert_top_classes(printed, python_results(file)[1]["logits"][0])
+    assert_top_classes(printed, python_results(file)[1]["logits"][0], synthetic.MOTION_CLASSES)
 
 
 @pytest.mark.parametrize(

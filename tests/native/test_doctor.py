@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -18,49 +19,47 @@ pytest.importorskip("typer", reason="typer is not installed (extra 'video')")
 ALWAYS = {"clipsight", "kernels (NumPy)", "torch", "torch ops"}
 
 
-def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+# `clipsight doctor --json`, then `clipsight doctor`, in one process: it takes seconds to import all that is examined.
+BOTH = """
+import json, sys
+from typer.testing import CliRunner
+from clipsight import cli
+done = CliRunner().invoke(cli.app, ["doctor", "--json"])
+print(json.dumps([done.exit_code, done.stdout]))
+sys.argv = ["clipsight", "doctor"]
+cli.main()
+"""
+
+
+class Doctor(NamedTuple):
+    code: int
+    report: dict
+    table: str
+
+    def __getitem__(self, name: str) -> dict:
+        return next(finding for finding in self.report["findings"] if finding["name"] == name)
+
+
+def doctor(**environment: str) -> Doctor:
     paths = os.pathsep.join(filter(None, sys.path))
-    return subprocess.run(
-        [sys.executable, "-m", "clipsight", "doctor", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": paths, "COLUMNS": "300"} | environment,
-        check=False,
-    )
+    environment = os.environ | {"PYTHONPATH": paths, "COLUMNS": "300"} | environment
+    done = subprocess.run([sys.executable, "-c", BOTH], capture_output=True, text=True, env=environment, check=False)
+    first, _, table = done.stdout.partition("\n")
+    code, report = json.loads(first)
+    assert done.returncode == code, done.stdout + done.stderr
+    return Doctor(code, json.loads(report), table)
 
 
-def findings_of(done: subprocess.CompletedProcess) -> dict[str, dict]:
-    return {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
-
-
-@pytest.fixture(scope="module")
-def here():
-    return doctor("--json")
-
-
-def test_this_installation_is_well(here):
-    assert here.returncode == 0, here.stdout + here.stderr
-    report = json.loads(here.stdout)
-    assert report["healthy"]
-    assert report["build_info"]["torch_library"]["loaded"]
-    findings = findings_of(here)
-    assert {name for name in ALWAYS if findings[name]["state"] == "ok"} == ALWAYS
-    assert clipsight.__version__ in findings["clipsight"]["found"]
-    assert clipsight.build_info()["kernels"]["simd"] in findings["kernels (NumPy)"]["found"]
-
-
-def test_the_table_names_every_part(here):
-    done = doctor()
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in findings_of(here):
-        assert name in done.stdout
-
-
-def test_a_broken_installation_in_the_table(tmp_path):
-    done = doctor(CLIPSIGHT_LIBRARY_DIR=str(tmp_path))
-    assert done.returncode == 1
-    assert "broken" in done.stdout
-    assert "→ rebuild with `make dev`" in done.stdout
+def test_this_installation_is_well():
+    here = doctor()
+    assert here.code == 0, here
+    assert here.report["healthy"]
+    assert here.report["build_info"]["torch_library"]["loaded"]
+    assert {name for name in ALWAYS if here[name]["state"] == "ok"} == ALWAYS
+    assert clipsight.__version__ in here["clipsight"]["found"]
+    assert clipsight.build_info()["kernels"]["simd"] in here["kernels (NumPy)"]["found"]
+    for finding in here.report["findings"]:
+        assert finding["name"] in here.table
 
 
 @pytest.mark.parametrize("content", [None, b"\x7fELF, but no more"], ids=["empty folder", "damaged library"])
@@ -68,35 +67,35 @@ def test_a_broken_installation(content, tmp_path):
     library = tmp_path / "libclipsight_torch.so"
     if content is not None:
         library.write_bytes(content)
-    done = doctor("--json", CLIPSIGHT_LIBRARY_DIR=str(tmp_path))
-    assert done.returncode == 1, done.stderr
-    report = json.loads(done.stdout)
-    assert not report["healthy"]
-    assert not report["build_info"]["torch_library"]["loaded"]
-    finding = findings_of(done)["torch ops"]
+    done = doctor(CLIPSIGHT_LIBRARY_DIR=str(tmp_path))
+    assert done.code == 1
+    assert not done.report["healthy"]
+    assert not done.report["build_info"]["torch_library"]["loaded"]
+    finding = done["torch ops"]
     assert finding["state"] == "broken"
     assert str(library) in finding["found"]
     assert "pip install --no-build-isolation ." in finding["advice"]
-    assert findings_of(done)["ONNX Runtime ops"]["state"] == "missing"
+    assert done["ONNX Runtime ops"]["state"] == "missing"
+    assert "broken" in done.table
+    assert "→ rebuild with `make dev`" in done.table
 
 
-@pytest.mark.parametrize("name, part", [("onnxruntime", "ONNX Runtime ops"), ("session", "session library")])
-def test_a_damaged_optional_library(name, part, tmp_path):
+def test_damaged_optional_libraries(tmp_path):
     try:
-        original = clipsight.get_library_path(name)
+        originals = [clipsight.get_library_path(name) for name in ("onnxruntime", "session")]
     except LoadError as error:
         pytest.skip(str(error))
-    for path in original.parent.glob("libclipsight*.so"):
+    for path in originals[0].parent.glob("libclipsight*.so"):
         (tmp_path / path.name).symlink_to(path)
-    library = tmp_path / original.name
-    library.unlink()
-    library.write_bytes(b"\x7fELF, but no more")
-    done = doctor("--json", CLIPSIGHT_LIBRARY_DIR=str(tmp_path))
-    assert done.returncode == 1, done.stderr
-    findings = findings_of(done)
-    assert findings[part]["state"] == "broken"
-    assert str(library) in findings[part]["found"]
-    assert findings["torch ops"]["state"] == "ok"
+    for original in originals:
+        (tmp_path / original.name).unlink()
+        (tmp_path / original.name).write_bytes(b"\x7fELF, but no more")
+    done = doctor(CLIPSIGHT_LIBRARY_DIR=str(tmp_path))
+    assert done.code == 1
+    for part, original in zip(("ONNX Runtime ops", "session library"), originals, strict=True):
+        assert done[part]["state"] == "broken"
+        assert str(tmp_path / original.name) in done[part]["found"]
+    assert done["torch ops"]["state"] == "ok"
 
 
 ABSENT = """
@@ -108,13 +107,13 @@ print(json.dumps(doctor.report(doctor.examine())))
 """
 
 
-@pytest.mark.parametrize("name, part, extra", [("onnxruntime", "ONNX Runtime", "onnx"), ("ray", "Ray", "ray")])
-def test_an_absent_extra_is_no_fault(name, part, extra):
-    report = json.loads(run_python(ABSENT, name))
-    (finding,) = (f for f in report["findings"] if f["name"] == part)
+def test_absent_extras_are_no_fault():
+    report = json.loads(run_python(ABSENT, "onnxruntime", "ray"))
     assert report["healthy"]
-    assert finding["state"] == "missing"
-    assert finding["advice"] == f"pip install 'clipsight[{extra}]'"
+    for part, extra in (("ONNX Runtime", "onnx"), ("Ray", "ray")):
+        (finding,) = (f for f in report["findings"] if f["name"] == part)
+        assert finding["state"] == "missing"
+        assert finding["advice"] == f"pip install 'clipsight[{extra}]'"
 
 
 def test_without_torch_the_report_is_still_written():

@@ -18,7 +18,8 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import np_to_triton_dtype
 
 import clipsight
-from clipsight import SaliencyTube, SelectiveRelevance, models, triton
+from artifacts import HEADS
+from clipsight import triton
 from clipsight.manifest import LoadError
 
 OPTIONS = {"frames": "uint8", "output": "uint8", "optional": True, "inputs": ("tau", "n_sigma")}
@@ -32,6 +33,8 @@ FILES = {
     "plain_options.pt": {"plugin": False, **OPTIONS},
     "plugin_options.pt": OPTIONS,
 }
+TWICE = ("plugin_options.onnx", "plugin_options.pt")  # what two other files show
+NAMES = [pytest.param(name, marks=[pytest.mark.full] * (name in TWICE)) for name in FILES]
 WITH_CLASSES = ("options.onnx", "plain_options.pt", "plugin_options.pt")  # as an input
 
 
@@ -41,21 +44,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(folder):
-    """Makes a file when it is first asked for."""
-
+def exported(artifact):
     def make(name: str) -> Path:
-        path = folder / name
-        if not path.exists():
-            model = models.load("movers")
-            tube = SaliencyTube()
-            heads = [tube, SelectiveRelevance(of=tube, extras=("motion_share",))]
-            clip = torch.zeros(1, 3, *model.preprocessing.size)
-            explained = clipsight.explain(model, heads, clip, "input" if name in WITH_CLASSES else "top2")
-            clipsight.export(
-                explained, path, labels=model.labels, preprocessing=model.preprocessing, precheck=False, **FILES[name]
-            )
-        return path
+        classes = "input" if name in WITH_CLASSES else "top2" if "sizes" in FILES[name] else "predicted"
+        return artifact("movers", HEADS, Path(name).suffix, classes, **FILES[name])
 
     return make
 
@@ -115,7 +107,7 @@ def check_outputs(config: ModelConfig, batch: int, outputs) -> None:
         assert all(want in (-1, got) for want, got in zip(expected, array.shape, strict=True)), (port, array.shape)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", NAMES)
 def test_layout_and_common_fields(served, name):
     file, model, config = served(name)
     onnx = file.suffix == ".onnx"
@@ -141,7 +133,7 @@ def test_layout_and_common_fields(served, name):
         assert f"`{port.name}` |" in readme
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".onnx")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0].endswith(".onnx")])
 def test_onnx_config_is_the_sessions(served, name, monkeypatch):
     file, model, config = served(name)
     monkeypatch.chdir(model.parent)  # where the server is started: the library's path is relative to it
@@ -201,15 +193,16 @@ def compare(outputs, expected) -> None:
 AS_TRITON_DOES = """
 import sys
 import numpy as np, torch
-model, data = sys.argv[1:]
+model, *files = sys.argv[1:]
 module = torch.jit.load(model)
 assert "clipsight" not in sys.modules
-arrays = dict(np.load(data))
 names = [argument.name for argument in module.forward.schema.arguments[1:]]
-assert sorted(names) == sorted(arrays), names  # Triton finds inputs by the names of the arguments
-with torch.inference_mode():
-    outputs = module(*(torch.from_numpy(arrays[name]) for name in names))
-np.savez(data, *(output.numpy() for output in outputs))
+for data in files:
+    arrays = dict(np.load(data))
+    assert sorted(names) == sorted(arrays), names  # Triton finds inputs by the names of the arguments
+    with torch.inference_mode():
+        outputs = module(*(torch.from_numpy(arrays[name]) for name in names))
+    np.savez(data, *(output.numpy() for output in outputs))
 """
 
 
@@ -226,24 +219,25 @@ def start_line(model: Path) -> dict[str, str]:
     return variables
 
 
-def run_torchscript(model: Path, arrays: dict, tmp_path: Path, variables: dict) -> list[np.ndarray]:
-    data = tmp_path / "data.npz"
-    np.savez(data, **arrays)
-    command = [sys.executable, "-c", AS_TRITON_DOES, str(model / "1" / "model.pt"), str(data)]
+def run_torchscript(model: Path, requests: list[dict], tmp_path: Path, variables: dict) -> list[list[np.ndarray]]:
+    files = [tmp_path / f"{i}.npz" for i in range(len(requests))]
+    for data, arrays in zip(files, requests, strict=True):
+        np.savez(data, **arrays)
+    command = [sys.executable, "-c", AS_TRITON_DOES, str(model / "1" / "model.pt"), *map(str, files)]
     environment = os.environ | variables
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=model.parent, check=False)
     assert done.returncode == 0, done.stderr
-    return list(np.load(data).values())
+    return [list(np.load(data).values()) for data in files]
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".pt")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values[0].endswith(".pt")])
 def test_torchscript_config_fits_the_script_and_the_start_line_loads_it(served, name, tmp_path):
     file, model, config = served(name)
     variables = start_line(model)
     assert ("LD_PRELOAD" in variables) == name.startswith("plugin")
-    for batch, varying in runs(name):
-        arrays = inputs_for(config, batch, varying)
-        outputs = run_torchscript(model, arrays, tmp_path, variables)
+    requests = [inputs_for(config, batch, varying) for batch, varying in runs(name)]
+    results = run_torchscript(model, requests, tmp_path, variables)
+    for (batch, _), arrays, outputs in zip(runs(name), requests, results, strict=True):
         check_outputs(config, batch, outputs)
         compare(outputs, call(file, arrays))
     expected = clipsight.load(file).manifest.output_names
@@ -251,7 +245,7 @@ def test_torchscript_config_fits_the_script_and_the_start_line_loads_it(served, 
     assert not any(re.search(r"__\d+$", n) for n in expected), "else Triton would read an index from it"
     if variables:
         with pytest.raises(AssertionError, match="clipsight"):
-            run_torchscript(model, arrays, tmp_path, {})
+            run_torchscript(model, requests, tmp_path, {})
 
 
 def test_varying_axes(served):
@@ -284,7 +278,7 @@ def test_second_model_and_what_is_refused(exported, tmp_path):
     file = exported("plain.onnx")
     first = triton.write_repository(file, tmp_path / "models")
     second = triton.write_repository(file, tmp_path / "models", name="v2.small-model")
-    assert [first.name, second.name] == ["plain", "v2.small-model"]
+    assert [first.name, second.name] == [file.stem, "v2.small-model"]
     with pytest.raises(FileExistsError, match="the repository must not have the model yet"):
         triton.write_repository(file, tmp_path / "models")
     for name in ("", "a b", "../up", ".hidden", 'a"b'):
@@ -295,7 +289,7 @@ def test_second_model_and_what_is_refused(exported, tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no model")
     with pytest.raises(LoadError, match=r"no\.onnx"):
         triton.write_repository(tmp_path / "no.onnx", tmp_path / "models")
-    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["plain", "v2.small-model"]
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == sorted([file.stem, "v2.small-model"])
 
 
 def test_missing_library_leaves_nothing(exported, tmp_path, monkeypatch):

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import networks
+from artifacts import HEADS
 from clipsight import load
 from helpers import onnxruntime_library
 from session_api import CError, Class, CSession, Options, Port, Tensor, load_library
-from session_files import assert_message, bad_files, export_small
+from session_files import assert_message, bad_files, with_manifest
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -24,18 +25,17 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("c")
+def files(artifact, tmp_path_factory):
+    labelled = tmp_path_factory.mktemp("c") / "clip.onnx"
+    export = partial(artifact, "ModulePool", HEADS, ".onnx")
     preprocessing = {"frames": 8, "resize": 40, "crop": (32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
     return {
-        "clip": export_small(folder / "clip.onnx", labels=LABELS),
-        "classes": export_small(folder / "classes.onnx", classes="input", sizes=[(8, 24, 40)]),
-        "frames": export_small(folder / "frames.onnx", frames="uint8", preprocessing=preprocessing),
-        "crop_alone": export_small(
-            folder / "crop_alone.onnx", frames="uint8", preprocessing=preprocessing | {"resize": None}
-        ),
-        "options": export_small(folder / "options.onnx", optional=True, inputs=("tau", "n_sigma")),
-        "plugin": export_small(folder / "plugin.onnx", plugin=True),
+        "clip": with_manifest(export(), labelled, labels=LABELS),
+        "classes": export("input", sizes=[(8, 24, 40)]),
+        "frames": export(frames="uint8", preprocessing=preprocessing),
+        "crop_alone": export(frames="uint8", preprocessing=preprocessing | {"resize": None}, plugin=True),
+        "options": export(optional=True, inputs=("tau", "n_sigma")),
+        "plugin": export(plugin=True),
     }
 
 

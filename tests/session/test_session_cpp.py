@@ -8,23 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import clipsight
 import networks
-from clipsight import SaliencyTube, explain, export, load, models
+from artifacts import HEADS
+from clipsight import load
 from clipsight.render import JET
 from clipsight.synthetic import moving_shapes
 from clipsight.windows import Geometry
 from helpers import onnxruntime_library
-from session_files import assert_message, bad_files, export_small
+from session_files import assert_message, bad_files
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    return export_small(tmp_path_factory.mktemp("files") / "clip.onnx")
+def small(artifact) -> Path:
+    return artifact("ModulePool", HEADS, ".onnx")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def test_outputs(small, session, tmp_path):
 
 
 @pytest.mark.parametrize("plugin", [False, True])
-def test_eight_threads_give_the_bits_of_one(session, tmp_path, plugin):
-    done = run(session, "threads", export_small(tmp_path / "x.onnx", plugin=plugin))
+def test_eight_threads_give_the_bits_of_one(session, artifact, plugin):
+    done = run(session, "threads", artifact("ModulePool", HEADS, ".onnx", **{"plugin": True} if plugin else {}))
     assert done.returncode == 0, done
 
 
@@ -107,13 +107,9 @@ def example(request, program) -> Path:
 
 
 @pytest.fixture(scope="module")
-def movers(tmp_path_factory) -> Path:
+def movers(artifact) -> Path:
     """The shipped network for frames of any size."""
-    path = tmp_path_factory.mktemp("movers") / "frames.onnx"
-    model = models.load("movers")
-    explained = explain(model, SaliencyTube(), torch.rand(1, 3, *model.preprocessing.size))
-    export(explained, path, frames="uint8", labels=model.labels, preprocessing=model.preprocessing)
-    return path
+    return artifact("movers", HEADS, ".onnx", frames="uint8")
 
 
 @pytest.mark.parametrize("height, width", [(100, 131), (90, 64), (64, 64)])

@@ -58,8 +58,7 @@ def configure(source: Path, build: Path, *options: str) -> subprocess.CompletedP
         "-B",
         build,
         f"-DCMAKE_PREFIX_PATH={paths}",
-        "-DCMAKE_BUILD_TYPE=Release",
-        *options,
+        *options,  # and no CMAKE_BUILD_TYPE: these programs run for a second, so optimising them only takes time
     ]
     return subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False)
 

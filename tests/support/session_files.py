@@ -8,17 +8,6 @@ import re
 import zipfile
 from pathlib import Path
 
-import networks
-from clipsight import SaliencyTube, SelectiveRelevance, explain, export
-
-HEADS = (SaliencyTube(), SelectiveRelevance(extras=("motion_share",)))
-
-
-def export_small(path: Path, classes="predicted", **options) -> Path:
-    """A small network with random weights, for clips [N, 3, 8, 32, 32] and five classes."""
-    export(explain(networks.seeded(networks.ModulePool), HEADS, networks.clip(), classes), path, **options)
-    return path
-
 
 def with_manifest(good: Path, path: Path, **changes) -> Path:
     """A copy of an ONNX file whose manifest has other values; `manifest=None` takes it out, a string replaces it."""
