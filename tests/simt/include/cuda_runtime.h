@@ -1,0 +1,6 @@
+#pragma once
+
+#include <algorithm>
+
+#include "cuda_runtime_api.h"
+#include "simt.h"
