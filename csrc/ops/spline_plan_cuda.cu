@@ -7,6 +7,7 @@
 
 #include "core/recent.h"
 #include "ops/resample_plan.h"
+#include "ops/spline_basis.h"
 
 namespace clipsight {
 namespace {

@@ -10,7 +10,7 @@
 #include "core/cuda_check.h"
 #include "ops/block_cuda.h"
 #include "ops/saliency_tube.h"
-#include "ops/spline_basis.h"
+#include "ops/spline_cells_cuda.h"
 
 namespace clipsight {
 
