@@ -150,7 +150,7 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         weights_digest=weights_digest(explained.model),
         built_with={package: _version(package) for package in format.VERSIONS},
         clipsight_version=__version__,
-        session=SESSION_OF_A_WALK if program.sensitive and format.KIND == "onnx" else {},
+        session=SESSION_OF_A_WALK if program.reaches_clip and format.KIND == "onnx" else {},
         **facts,
     )
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:

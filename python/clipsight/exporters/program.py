@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backward.chunks import sums_apart
+from ..backward.places import CLIP
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -93,8 +94,17 @@ class Program:
         """Outputs that may amplify rounding; see `Head.sensitive`."""
         if self.alone:
             return frozenset()
-        flags = [head.sensitive for head in self.explained.bound for _ in head.outputs()]
+        attached = self.explained.at(self.sizes[0], plugin=self.plugin).attached
+        heads = self.explained.bound
+        flags = [head.sensitive(attached.backward, attached.linear) for head in heads for _ in head.outputs()]
         return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
+
+    @property
+    def reaches_clip(self) -> bool:
+        """Whether a walk back from the logits goes through the whole network."""
+        linear = self.explained.at(self.sizes[0], plugin=self.plugin).attached.linear
+        walks = [walk for head in self.explained.bound for walk in head.walks(linear)]
+        return not self.alone and any(place == CLIP for _, place in walks)
 
     @property
     def classes_input(self) -> bool:
