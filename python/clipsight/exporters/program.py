@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..backward.chunks import sums_apart
+from ..backward.chunks import Chunks, sums_apart
 from ..backward.places import CLIP
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
@@ -191,14 +191,23 @@ class Program:
         """By how much output i's second axis grows with every class that is asked for."""
         return self._runs[0][i].shape[1] - self._runs[-1][i].shape[1] if self.classes_input else 0
 
-    @functools.cached_property
+    @property
+    def sums(self) -> list[Chunks]:
+        """The sums over chunks of steps at each size, which an ONNX file holds as loops."""
+        return self._traced[1]
+
+    @property
     def _runs(self) -> list[tuple[Tensor, ...]]:
+        return self._traced[0]
+
+    @functools.cached_property
+    def _traced(self) -> tuple[list[tuple[Tensor, ...]], list[Chunks]]:
         """Outputs for 2 samples at each size, for 2 classes where those are an input; and once more for 1 class.
 
         Only their types and shapes are of interest, so the tensors hold no values.
         """
         runs = []
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode(), sums_apart():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode(), sums_apart() as sums:
             for size in (*self.sizes, self.sizes[0]):
                 module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
                 inputs = dict(zip(self.module_names, self.example(size, batch=2, seed=0), strict=True))
@@ -208,7 +217,7 @@ class Program:
                 elif len(runs) == len(self.sizes):
                     break
                 runs.append(module(**{name: fake.from_tensor(tensor) for name, tensor in inputs.items()}))
-        return runs
+        return runs, sums
 
 
 class _FromFrames(nn.Module):
