@@ -94,7 +94,7 @@ class Program:
         """Outputs that may amplify rounding; see `Head.sensitive`."""
         if self.alone:
             return frozenset()
-        attached = self.explained.at(self.sizes[0], plugin=self.plugin).attached
+        attached = self.explained.at(self.sizes[0]).attached
         heads = self.explained.bound
         flags = [head.sensitive(attached.backward, attached.linear) for head in heads for _ in head.outputs()]
         return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
@@ -102,7 +102,7 @@ class Program:
     @property
     def reaches_clip(self) -> bool:
         """Whether a walk back from the logits goes through the whole network."""
-        linear = self.explained.at(self.sizes[0], plugin=self.plugin).attached.linear
+        linear = self.explained.at(self.sizes[0]).attached.linear
         walks = [walk for head in self.explained.bound for walk in head.walks(linear)]
         return not self.alone and any(place == CLIP for _, place in walks)
 
