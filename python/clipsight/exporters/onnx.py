@@ -151,20 +151,27 @@ def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_na
 
 
 def _write(captured: Captured, names, custom_translation_table: dict | None = None):
+    from onnx_ir import to_proto
+
+    from .onnx_write import write
+
     with quiet(), torch.no_grad(), for_onnx():
-        written = torch.onnx.export(
-            decompose_where_needed(captured.graph),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=captured.axes,
-            input_names=list(captured.input_names),
-            output_names=list(names),
-            custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
-            optimize=False,
-            verbose=False,
-        )
-        simplify(written.model, keep_norms=bool(captured.sums))
-    model = written.model_proto
+        graph, inputs, axes = captured.graph, captured.input_names, captured.axes
+        written = write(graph, inputs, axes, names) if custom_translation_table is None else None
+        if written is None:
+            written = torch.onnx.export(
+                decompose_where_needed(graph),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=axes,
+                input_names=list(inputs),
+                output_names=list(names),
+                custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
+                optimize=False,
+                verbose=False,
+            ).model
+        simplify(written, keep_norms=bool(captured.sums))
+    model = to_proto(written)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine
     if captured.sums:
