@@ -172,6 +172,27 @@ def test_the_self_check_of_a_loop_that_it_stops_early(fault, tmp_path):
             check(program, path, None)
 
 
+class OfImages(nn.Module):
+    """Convolutions of images, whose weights the loop reads through nodes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(
+            torch.relu(self.conv(x.transpose(1, 2).flatten(0, 1))).mean((2, 3)).unflatten(0, (-1, 8)).mean(1)
+        )
+
+
+def test_the_self_check_of_a_loop_over_images(tmp_path):
+    head = IntegratedGradients(steps=8, chunk=2)
+    model = clipsight.explain(networks.seeded(OfImages), head, networks.clip(size=SIZE))
+    assert clipsight.export(model, tmp_path / "x.onnx").self_check["clips"] == 3
+    file = onnx.load(tmp_path / "x.onnx")
+    assert any("/own/" in name for node in nodes(file.graph) for name in node.output)
+
+
 def test_the_self_check_runs_a_loop_for_a_few_turns(tmp_path, monkeypatch):
     counts = []
     path = tmp_path / "x.onnx"

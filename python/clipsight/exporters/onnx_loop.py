@@ -95,7 +95,8 @@ def stop_early(model, sums: list[Chunks]) -> None:
     tensors, seen = {tensor.name: tensor for tensor in model.graph.initializer}, set()
     few = numpy_helper.from_array(np.array(FEW), "few_chunks")
     for loop in _loops(model.graph):
-        read = {node.output[0].rpartition("/")[2]: node.input[0] for node in loop.attribute[0].g.node}
+        slices = (node for node in loop.attribute[0].g.node if node.op_type == "Slice")
+        read = {node.output[0].rpartition("/")[2]: node.input[0] for node in slices}
         names = (loop.input[0], *(read[name] for name in INPUTS[2:]))
         turns, *rows = (numpy_helper.to_array(tensors[name]) for name in names)
         steps = np.stack(rows, 1)
