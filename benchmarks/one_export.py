@@ -38,7 +38,7 @@ HEADS = {
     "guided_backprop": [GuidedBackprop()],
     "deep_taylor": [DeepTaylor()],
     "gradients": [
-        GradCAM(),
+        GradCAM(layer="layer3"),
         GuidedBackprop(),
         GuidedGradCAM(),
         DeepTaylor(),

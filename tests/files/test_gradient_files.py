@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 
 import pytest
 import torch
+from torch import nn
 
 import clipsight
 import networks
-from clipsight import DeepTaylor, ExportError, GradCAM, GuidedBackprop, LRPEpsilon, SelectiveRelevance
+from clipsight import (
+    DeepTaylor,
+    ExportError,
+    GradCAM,
+    GuidedBackprop,
+    InputGradient,
+    LRPEpsilon,
+    SaliencyTube,
+    SelectiveRelevance,
+)
 from clipsight.backward import traced
 from clipsight.exporters.check import self_check
-from clipsight.exporters.program import Program
+from clipsight.exporters.program import Program, random_inputs
 from clipsight.manifest import read_manifest
 
 SIZE = (8, 16, 16)
@@ -44,7 +55,14 @@ def test_maps_on_demand(tmp_path, file):
     assert all(output.numel() == 0 for output in nothing[1:])
 
 
-@pytest.mark.parametrize("head, entries", [(GuidedBackprop(), {"session.disable_prepacking": "1"}), (GradCAM(), {})])
+@pytest.mark.parametrize(
+    "head, entries",
+    [
+        (GuidedBackprop(), {"session.disable_prepacking": "1"}),
+        (GradCAM(), {}),
+        (GradCAM("body.0"), {}),
+    ],
+)
 def test_a_walk_to_the_clip_keeps_weights_once(tmp_path, head, entries):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     path = tmp_path / "x.onnx"
@@ -70,7 +88,9 @@ class Changed:
         return (*outputs, self.change(last.clone()))
 
 
-@pytest.mark.parametrize("head", [GuidedBackprop(), LRPEpsilon(normalize="none")], ids=lambda head: head.name)
+@pytest.mark.parametrize(
+    "head", [GuidedBackprop(), LRPEpsilon(normalize="none"), GradCAM("body.0", relu=False)], ids=lambda head: head.name
+)
 def test_the_self_check_of_a_map_that_amplifies_rounding(head):
     model = explained(head)
     program = Program(model, (SIZE,), plugin=True)
@@ -80,6 +100,51 @@ def test_the_self_check_of_a_map_that_amplifies_rounding(head):
     for wrong in (lambda map: 1.05 * map, lambda map: map.roll(1, -1), lambda map: map * (map < 0.9 * map.max())):
         with pytest.raises(ExportError, match=f"output '{head.name}' must agree with the eager model"):
             self_check(program, Changed(model, wrong))
+
+
+@pytest.mark.parametrize(
+    "head, amplifies",
+    [
+        (GradCAM("body.0"), True),
+        (GradCAM("body.1", after_relu=True), True),
+        (SelectiveRelevance(of=GradCAM("body.0")), True),
+        (GradCAM("body.4"), False),  # behind the last gate
+        (GradCAM("body.4", weights_over="hw"), False),
+        (GradCAM(), False),
+        (SaliencyTube(), False),
+    ],
+)
+def test_gates_on_the_way_back_tell_which_maps_amplify_rounding(head, amplifies):
+    """Also where another head of the same walk goes on to the clip."""
+    program = Program(explained(head, InputGradient()), (SIZE,), plugin=True)
+    assert program.sensitive == {*(head.outputs() if amplifies else ()), "input_gradient"}
+
+
+class OneConvolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Conv3d(3, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.first(x)).mean((2, 3, 4)))
+
+
+def test_a_runtime_that_rounds_otherwise_turns_the_gates_behind_an_inner_layer():
+    """On the clip of the self-check each channel has a voxel that but for rounding is zero."""
+    network, head = networks.seeded(OneConvolution), GradCAM("first", relu=False)
+    attached = clipsight.explain(network, head, networks.clip(size=SIZE), [0])
+    program = Program(attached, (SIZE,), plugin=True)
+    with torch.inference_mode():
+        network.first.bias -= network.first(random_inputs(program, SIZE, 2, 1000)["clip"])[0, :, 4, 5, 6]
+    exact = clipsight.explain(copy.deepcopy(network).double(), head, networks.clip(size=SIZE).double(), [0])
+
+    def loaded(clip):
+        return tuple(output.float() for output in exact(clip.double()))
+
+    assert self_check(program, loaded)["max_difference"]["grad_cam"] > 1e-4
+    exact.model.fc.weight.data[0] += 0.01
+    with pytest.raises(ExportError, match="must agree with the eager model"):
+        self_check(program, loaded)
 
 
 def test_the_self_check_sees_a_wrong_rule():

@@ -12,10 +12,13 @@ from torch import nn
 import clipsight
 import networks
 from clipsight import SaliencyTube, SelectiveRelevance
+from clipsight.explained import SizedExplanation
+from clipsight.exporters.program import Program
 from clipsight.heads import GuidedBackprop, IntegratedGradients
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+from clipsight.exporters.onnx import check  # noqa: E402
 
 SIZE = (8, 16, 16)
 RAW = {"colours": "raw", "normalize": "none"}
@@ -133,6 +136,88 @@ def test_the_self_check_of_a_loop(half, frames, tmp_path):
     model = clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(size=SIZE), "top2")
     manifest = clipsight.export(model, tmp_path / "x.onnx", half=half, frames=frames, preprocessing=preprocessing)
     assert manifest.self_check["clips"] >= 3
+
+
+def fewer_turns(loop, tensor):
+    tensor(loop.input[0]).raw_data = np.array(3).tobytes()
+
+
+def other_steps(loop, tensor):
+    """The last one of all, which the self-check does not run."""
+    values = tensor(made(loop, "alphas").input[0])
+    array = onnx.numpy_helper.to_array(values).copy()
+    array[-1] += 1e-6
+    values.raw_data = array.tobytes()
+
+
+def steps_for_shares(loop, tensor):
+    made(loop, "shares").input[0] = made(loop, "alphas").input[0]
+
+
+def wrong_start(loop, tensor):
+    """0, 1, 4 in place of 0, 2, 4."""
+    made(loop, "start").input[1] = made(loop, "start").input[0]
+
+
+def wrong_sum(loop, tensor):
+    made(loop, "sum").input[0] = made(loop, "sum").input[1]
+
+
+def made(loop, name: str):
+    return next(node for node in loop.attribute[0].g.node if node.output[0].endswith(f"/{name}"))
+
+
+@pytest.mark.parametrize("fault", [None, fewer_turns, other_steps, steps_for_shares, wrong_start, wrong_sum])
+def test_the_self_check_of_a_loop_that_it_stops_early(fault, tmp_path):
+    """Four turns, of which it runs three."""
+    path = tmp_path / "x.onnx"
+    model, file = exported(path, IntegratedGradients(steps=8, chunk=2))
+    (loop,) = (node for node in nodes(file.graph) if node.op_type == "Loop")
+    if fault is not None:
+        fault(loop, {tensor.name: tensor for tensor in file.graph.initializer}.__getitem__)
+    onnx.save(file, path)
+    program = Program(model, (SIZE,), plugin=False)
+    if fault is None:
+        assert check(program, path, None)["max_difference"]["integrated_gradients"] < 1e-4
+    else:
+        with pytest.raises(clipsight.ExportError):
+            check(program, path, None)
+
+
+class OfImages(nn.Module):
+    """Convolutions of images, whose weights the loop reads through nodes of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(
+            torch.relu(self.conv(x.transpose(1, 2).flatten(0, 1))).mean((2, 3)).unflatten(0, (-1, 8)).mean(1)
+        )
+
+
+def test_the_self_check_of_a_loop_over_images(tmp_path):
+    head = IntegratedGradients(steps=8, chunk=2)
+    model = clipsight.explain(networks.seeded(OfImages), head, networks.clip(size=SIZE))
+    assert clipsight.export(model, tmp_path / "x.onnx").self_check["clips"] == 3
+    file = onnx.load(tmp_path / "x.onnx")
+    assert any("/own/" in name for node in nodes(file.graph) for name in node.output)
+
+
+def test_the_self_check_runs_a_loop_for_a_few_turns(tmp_path, monkeypatch):
+    counts = []
+    path = tmp_path / "x.onnx"
+    model, _ = exported(path, IntegratedGradients(steps=40, chunk=2))
+    again = SizedExplanation.again
+
+    def counted(self, clip):
+        counts.append(len(clip))
+        return again(self, clip)
+
+    monkeypatch.setattr(SizedExplanation, "again", counted)
+    check(Program(model, (SIZE,), plugin=False), path, None)
+    assert 0 < sum(counts) <= 4 * 3 * 4  # not 40 for each of two clips
 
 
 def test_openvino_runs_a_loop(tmp_path):

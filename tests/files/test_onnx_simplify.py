@@ -14,6 +14,8 @@ from clipsight.exporters.onnx_simplify import simplify
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_ir = pytest.importorskip("onnx_ir", reason="onnx_ir is not installed")
+from clipsight.exporters import onnx_write  # noqa: E402
+
 helper = onnx.helper
 
 SHAPE = (2, 3, 4, 6)
@@ -183,16 +185,22 @@ class Everything(nn.Module):
         return kept @ kept.transpose(3, 4), halves[1].flatten(0, 1), pooled, x.reshape(x.shape[0], -1).detach()
 
 
-@pytest.mark.parametrize("ours", [True, False], ids=["one by one", "as torch does it"])
-def test_ops_are_decomposed_one_by_one(ours, monkeypatch):
+@pytest.mark.parametrize("way", ["by our table", "decomposed one by one", "as torch does it"])
+def test_ways_to_write_a_graph(way, monkeypatch):
     asked = []
-    if not ours:
+    if way != "by our table":
+        monkeypatch.setattr(onnx_write, "write", lambda *_: None)
+    if way == "as torch does it":
         monkeypatch.setattr(exporter, "decompose_where_needed", lambda program: asked.append(program) or program)
+    if way != "as torch does it":
+        monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    if way == "by our table":
+        monkeypatch.setattr(torch.onnx, "export", None)
     torch.manual_seed(0)
     module = Everything().eval()
     names = ("kept", "half", "pooled", "flat")
     proto = exporter.convert(module, (torch.randn(3, 4, 4, 5, 6),), names)
-    assert bool(asked) is not ours
+    assert bool(asked) is (way == "as torch does it")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     for batch in (1, 2, 5):
         clip = torch.randn(batch, 4, 4, 5, 6)
@@ -203,3 +211,52 @@ def test_ops_are_decomposed_one_by_one(ours, monkeypatch):
             assert got.dtype == want.dtype
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
             assert not torch.allclose(1.001 * got, want, rtol=1e-5, atol=1e-5)
+
+
+OPS = {
+    "types are promoted": lambda x: (x + 2, x * (x > 0), x.long() + 0.5),
+    "comparisons": lambda x: ((x >= 0.2) & (x != 1), torch.where(x < 0, 2.0, x), torch.where(x > 0, x, -1.0)),
+    "limits": lambda x: (x.clamp(-0.5, 0.3), x.clamp_max(0.1), torch.maximum(x, x.square()), torch.sub(x, x, alpha=2)),
+    "sums": lambda x: (x.sum((1, -1)), (x > 0).sum(2), x.mean((2, 3), keepdim=True), x.amax(1), x.amin((1, 2))),
+    "parts": lambda x: (x[:, 1:, ::2], x[:, 1], *x.split([1, 3], 1), *x.chunk(2, 3), *x.unbind(1)[1:], x.flip((1, 2))),
+    "joined": lambda x: (torch.cat([x, x.abs()], 1), torch.stack([x, -x], 2), x.repeat(1, 2, 1, 1)),
+    "margins": lambda x: (F.pad(x, (1, 2, 0, 1)), F.pad(x, (1, 1, 1, 1), mode="replicate"), F.pad(x, (-1, 2), value=3)),
+    "axes": lambda x: (x.movedim(1, 3), x.transpose(-1, 1), x.permute(0, 3, 1, 2), x[:, :1].squeeze(1).unsqueeze(-1)),
+    "shapes": lambda x: (x.flatten(1, 2), x.flatten(0, 1).unflatten(0, (-1, 4)), x[:, :, :1].expand(-1, -1, 5, -1)),
+    "new ones": lambda x: (x.new_zeros(x.shape[0], 3), torch.full_like(x, 2.5), torch.arange(5) + x.argmax(3)),
+    "of the largest": lambda x: (*x.flatten(1).topk(3, 1), x.softmax(1), x[:, torch.tensor([2, 0])]),
+    "poolings": lambda x: (F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2, 1, 1, count_include_pad=False)),
+    "convolutions": lambda x: (
+        F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1, 1, 2),
+        F.conv2d(x, torch.ones(3, 4, 3, 2), torch.ones(3), padding="same"),
+        F.conv_transpose2d(x, torch.ones(4, 2, 3, 3), None, 2, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("ops", OPS)
+def test_rules_of_the_table(ops, monkeypatch):
+    """What a file computes is what torch does, in values and types, at other batches than the one captured."""
+    monkeypatch.setattr(torch.onnx, "export", None)
+
+    class Module(nn.Module):
+        def forward(self, clip):
+            return OPS[ops](clip)
+
+    weights = torch.arange(4 * 5 * 6).view(4, 5, 6).sin()
+    expected = Module()(torch.randn(3, 4, 5, 6))
+    proto = exporter.convert(Module().eval(), (torch.randn(3, 4, 5, 6),), [f"y{i}" for i in range(len(expected))])
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for batch in (1, 2):
+        clip = torch.randn(batch, 4, 5, 6) + weights
+        for got, want in zip(session.run(None, {"clip": clip.numpy()}), Module()(clip), strict=True):
+            torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_table_lacks_is_written_by_torch():
+    class Module(nn.Module):
+        def forward(self, clip):
+            return (torch.erf(clip),)
+
+    proto = exporter.convert(Module().eval(), (torch.randn(3, 4, 5, 6),), ["y"])
+    assert [node.op_type for node in proto.graph.node] == ["Erf"]

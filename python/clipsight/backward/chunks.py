@@ -37,7 +37,20 @@ class Chunks:
     inputs: tuple[tuple[tuple[int | torch.SymInt, ...], torch.dtype], ...]
     device: torch.device
 
+    @property
+    def count(self) -> int:
+        return -(-len(self.steps) // self.chunk)
 
+    @property
+    def can_stop_early(self) -> bool:
+        """Whether the first `FEW` chunks are like all others: there are more, and the last one is no smaller."""
+        return self.count > FEW and len(self.steps) % self.chunk == 0
+
+
+# With two chunks a start that grows as the square of the loop's counter would go unseen.
+FEW = 3
+
+_EARLY = contextvars.ContextVar("early", default=False)
 _APART: contextvars.ContextVar[list[Chunks] | None] = contextvars.ContextVar("apart", default=None)
 
 
@@ -52,6 +65,16 @@ def sums_apart() -> Iterator[list[Chunks]]:
         _APART.reset(before)
 
 
+@contextlib.contextmanager
+def stopping_early() -> Iterator[None]:
+    """Sums that are computed inside end after a few chunks, where these are like all others."""
+    before = _EARLY.set(True)
+    try:
+        yield
+    finally:
+        _EARLY.reset(before)
+
+
 def sum_in_chunks(part: Part, weights: nn.Module, clip: Tensor, chosen: Tensor, steps: np.ndarray, chunk: int):
     """The sum of `part` over all steps, `[N, M, ...]`.
 
@@ -61,11 +84,13 @@ def sum_in_chunks(part: Part, weights: nn.Module, clip: Tensor, chosen: Tensor, 
         clip, chosen, steps, chunk: as there.
     """
     apart = _APART.get()
-    if apart is None or len(steps) <= chunk:
-        parts = (steps[start : start + chunk].T for start in range(0, len(steps), chunk))
-        return sum_of(part(clip, chosen, *(clip.new_tensor(row) for row in rows)) for rows in parts)
     inputs = tuple((tuple(tensor.shape), tensor.dtype) for tensor in (clip, chosen))
-    apart.append(Chunks(_Part(part, weights), steps, chunk, inputs, clip.device))
+    chunks = Chunks(_Part(part, weights), steps, chunk, inputs, clip.device)
+    if apart is None or chunks.count == 1:
+        count = FEW if _EARLY.get() and chunks.can_stop_early else chunks.count
+        parts = (steps[i * chunk : (i + 1) * chunk].T for i in range(count))
+        return sum_of(part(clip, chosen, *(clip.new_tensor(row) for row in rows)) for rows in parts)
+    apart.append(chunks)
     return sum_of_chunks(clip, chosen, len(apart) - 1)
 
 

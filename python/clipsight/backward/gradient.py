@@ -104,14 +104,14 @@ GRADIENT = PASSES | {
     "adaptive_avg_pool": Rule(transposed),
     "mean": Rule(transposed),
     "batch_norm": Rule(scaled),
-    "max_pool": Rule(to_winner, "x"),
-    "relu": Rule(gated, "y"),
+    "max_pool": Rule(to_winner, "x", gate=True),
+    "relu": Rule(gated, "y", gate=True),
     "add": Rule(each),
     "scale": Rule(times),
     "unscale": Rule(divided),
 }
 
-GUIDED = GRADIENT | {"relu": Rule(guided, "y")}
+GUIDED = GRADIENT | {"relu": Rule(guided, "y", gate=True)}
 
 
 @dataclass(frozen=True)

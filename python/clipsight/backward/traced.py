@@ -21,6 +21,8 @@ from . import adjoints
 
 aten = torch.ops.aten
 
+_GATES = ("gt", "ge", "lt", "le", "max_pool", "threshold")
+
 
 @dataclass(frozen=True)
 class Record:
@@ -46,6 +48,11 @@ class Recorded:
     """Recorded gradients at some tensors: to its caller what a walk by rules is."""
 
     records: tuple[Record, ...]
+
+    def amplifies(self, stop: int) -> bool:
+        """As `Walk.amplifies`: whether what is recorded compares, or looks for the largest."""
+        (module,) = (record.module for record in self.records if record.stop == stop)
+        return any(op_of(node).startswith(_GATES) for node in module.graph.nodes if node.op == "call_function")
 
     @property
     def taps(self) -> frozenset[int]:

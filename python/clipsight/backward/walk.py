@@ -47,6 +47,7 @@ class Rule(NamedTuple):
 
     function: Callable[[Local], Tensor | tuple[Tensor, ...]]
     needs: str = ""
+    gate: bool = False  # lets through or holds back, by a comparison that rounding may turn
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,18 @@ class Walk:
     wanted: frozenset[int]
     taps: frozenset[int]
     leading: tuple[Node, ...] = field(default=(), repr=False)
+
+    def amplifies(self, stop: int) -> bool:
+        """Whether what arrives at a stop has come through gates, or divisions by what may be tiny."""
+        if self.rules.divides:
+            return True
+        leads = {stop}
+        for op in reversed(self.ops):
+            if leads.intersection(op.reads):
+                if self.rules.table[op.kind].gate:
+                    return True
+                leads.add(op.made)
+        return False
 
 
 class Local:
@@ -186,6 +199,10 @@ class Backward(NamedTuple):
     nodes: dict[int, Node]
     stops: dict[Hashable, int]
     clip: int
+
+    def amplifies(self, rules: Rules, place: Hashable) -> bool:
+        """Whether a rounding error may become a larger one on the way back to a place."""
+        return self.walks[rules].amplifies(self.stops[place])
 
     def run(
         self, rules: Rules, seed: Tensor, tensors: Mapping[int, Tensor], parameter: Callable[[str], Tensor]

@@ -16,7 +16,7 @@ import torch
 from .. import __version__, runtime
 from ..manifest import Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
-from .check import ExportError, half_difference, self_check
+from .check import ExportError, check_file, half_difference
 from .program import THRESHOLDS, Program
 
 FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
@@ -150,7 +150,7 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         weights_digest=weights_digest(explained.model),
         built_with={package: _version(package) for package in format.VERSIONS},
         clipsight_version=__version__,
-        session=SESSION_OF_A_WALK if program.sensitive and format.KIND == "onnx" else {},
+        session=SESSION_OF_A_WALK if program.reaches_clip and format.KIND == "onnx" else {},
         **facts,
     )
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
@@ -158,10 +158,9 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         format.save(artifact, written, manifest)
         if precheck:
             begin("check", path)
-            loaded = runtime.load(written)
-            figures = self_check(program, loaded, example)
+            figures = getattr(format, "check", check_file)(program, written, example)
             if exact is not None:
-                figures["half_difference"] = half_difference(program, loaded, exact)
+                figures["half_difference"] = half_difference(program, runtime.load(written), exact)
             manifest = dataclasses.replace(manifest, self_check=figures)
             format.save(artifact, written, manifest)
         os.replace(written, path)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import runtime
 from .program import Program, random_inputs
 
 TOLERANCE = 1e-4  # of the largest value of an output, in float32
@@ -80,6 +82,11 @@ class Run:
         for known in ("expected", "decided"):
             vars(self).pop(known, None)
         return shared is not None
+
+
+def check_file(program: Program, path: Path, example: Tensor | None = None) -> dict[str, Any]:
+    """`self_check` of a file, in its own runtime."""
+    return self_check(program, runtime.load(path), example)
 
 
 def self_check(program: Program, loaded, example: Tensor | None = None) -> dict[str, Any]:

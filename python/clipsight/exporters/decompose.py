@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..dataflow import op_of, without_mutation, writes_through_view
@@ -30,15 +30,20 @@ def decompose_where_needed(program: ExportedProgram) -> ExportedProgram:
     A program with ops that write into a view, or that hold other graphs, goes torch's way.
     """
     graph = program.graph
-    for node in list(graph.nodes):
-        if node.op == "call_function" and op_of(node) in _NOTHING:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+    without_aliases(graph)
     _name_outputs(program)
     holds = torch._ops.HigherOrderOperator
     if not any(isinstance(node.target, holds) or writes_through_view(node) for node in graph.nodes):
         program.run_decompositions = lambda table: _decompose(program, table)
     return program
+
+
+def without_aliases(graph: Graph) -> None:
+    """Leaves out what gives its input."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and op_of(node) in _NOTHING:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:

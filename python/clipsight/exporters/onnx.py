@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch.export import ExportedProgram
 
-from ..backward.chunks import Chunks, sums_apart
+from ..backward.chunks import Chunks, stopping_early, sums_apart
 from ..backward.convolve import for_onnx
 from ..manifest import METADATA_KEY, Manifest
 from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
-from .check import ExportError
+from .check import ExportError, check_file
 from .decompose import decompose_where_needed
 from .onnx_simplify import simplify
 from .program import Program, random_inputs
@@ -96,6 +96,19 @@ def save(model, path: Path, manifest: Manifest) -> None:
     path.write_bytes(model.SerializeToString())
 
 
+def check(program: Program, path: Path, example) -> dict:
+    """The self-check, in which long loops end early, in the eager model as in a copy of the file."""
+    import onnx
+
+    if not program.sums:
+        return check_file(program, path, example)
+    model, short = onnx.load(path), path.with_name("short.onnx")
+    onnx_loop.stop_early(model, program.sums)
+    short.write_bytes(model.SerializeToString())
+    with stopping_early():
+        return check_file(program, short, example)
+
+
 def _frames_name(program: Program) -> tuple[str]:
     """Where the file has one clip length it is fixed, else the branches of the sizes check it."""
     return ("frames" if len(program.sizes) == 1 else "frames_of_sizes",)
@@ -138,20 +151,27 @@ def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_na
 
 
 def _write(captured: Captured, names, custom_translation_table: dict | None = None):
+    from onnx_ir import to_proto
+
+    from .onnx_write import write
+
     with quiet(), torch.no_grad(), for_onnx():
-        written = torch.onnx.export(
-            decompose_where_needed(captured.graph),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=captured.axes,
-            input_names=list(captured.input_names),
-            output_names=list(names),
-            custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
-            optimize=False,
-            verbose=False,
-        )
-        simplify(written.model, keep_norms=bool(captured.sums))
-    model = written.model_proto
+        graph, inputs, axes = captured.graph, captured.input_names, captured.axes
+        written = write(graph, inputs, axes, names) if custom_translation_table is None else None
+        if written is None:
+            written = torch.onnx.export(
+                decompose_where_needed(graph),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=axes,
+                input_names=list(inputs),
+                output_names=list(names),
+                custom_translation_table=onnx_loop.translation_table() | (custom_translation_table or {}),
+                optimize=False,
+                verbose=False,
+            ).model
+        simplify(written, keep_norms=bool(captured.sums))
+    model = to_proto(written)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine
     if captured.sums:

@@ -8,13 +8,14 @@ chunk may be a smaller one: the number of steps is free in the body.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from ..backward.chunks import Chunks
+from ..backward.chunks import FEW, Chunks
 from . import onnx_graph
+from .check import ExportError
 
 DOMAIN, OP = "clipsight.onnx", "SumOfChunks"
 INPUTS = ("clip", "chosen", "alphas", "shares")
@@ -77,6 +78,50 @@ def insert(model, sums: list[Chunks], bodies: list) -> None:
             del model.opset_import[i]
 
 
+def stop_early(model, sums: list[Chunks]) -> None:
+    """Lets loops end after a few chunks, as `stopping_early` does with sums, so that the self-check is short.
+
+    All that this takes from the self-check is compared here instead: how often each loop runs, and its steps.
+
+    Args:
+        model: an `onnx.ModelProto`, as it was read from a file; changed in place.
+        sums: those that the eager model computes.
+
+    Raises:
+        ExportError: the loops are not those of the sums.
+    """
+    from onnx import numpy_helper
+
+    tensors, seen = {tensor.name: tensor for tensor in model.graph.initializer}, set()
+    few = numpy_helper.from_array(np.array(FEW), "few_chunks")
+    for loop in _loops(model.graph):
+        slices = (node for node in loop.attribute[0].g.node if node.op_type == "Slice")
+        read = {node.output[0].rpartition("/")[2]: node.input[0] for node in slices}
+        names = (loop.input[0], *(read[name] for name in INPUTS[2:]))
+        turns, *rows = (numpy_helper.to_array(tensors[name]) for name in names)
+        steps = np.stack(rows, 1)
+        same = [
+            i for i, s in enumerate(sums) if s.count == turns and np.array_equal(s.steps.astype(steps.dtype), steps)
+        ]
+        if not same:
+            raise ExportError(f"export: '{loop.name}' must be a sum of the eager model, got {turns} turns")
+        seen.update(same)
+        if sums[same[0]].can_stop_early:
+            loop.input[0] = few.name
+    if len(seen) < len(sums):
+        raise ExportError(f"export: the file must hold {len(sums)} sums as loops, got {len(seen)}")
+    model.graph.initializer.append(few)
+
+
+def _loops(graph) -> Iterator:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _loops(attribute.g)
+        if node.op_type == "Loop" and node.name.endswith("/loop"):
+            yield node
+
+
 def _loop(node, chunks: Chunks, part, shared: dict) -> list:
     """The node's nodes instead; `part` becomes the body."""
     from onnx import TensorProto, helper, numpy_helper
@@ -114,7 +159,7 @@ def _loop(node, chunks: Chunks, part, shared: dict) -> list:
         [value(at + "still_on", TensorProto.BOOL, []), value(at + "sum", kind, [None] * rank)],
     )
     zero = helper.make_tensor(at + "zero", kind, [1], [0])
-    trips = constant("chunks", -(-len(chunks.steps) // chunks.chunk))
+    trips = constant("chunks", chunks.count)
     return [
         helper.make_node("Shape", [clip], [at + "samples"], start=0, end=1),
         helper.make_node("Shape", [chosen], [at + "classes"], start=-1),

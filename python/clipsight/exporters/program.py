@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..backward.chunks import sums_apart
+from ..backward.chunks import Chunks, sums_apart
+from ..backward.places import CLIP
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -93,8 +94,17 @@ class Program:
         """Outputs that may amplify rounding; see `Head.sensitive`."""
         if self.alone:
             return frozenset()
-        flags = [head.sensitive for head in self.explained.bound for _ in head.outputs()]
+        attached = self.explained.at(self.sizes[0]).attached
+        heads = self.explained.bound
+        flags = [head.sensitive(attached.backward, attached.linear) for head in heads for _ in head.outputs()]
         return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
+
+    @property
+    def reaches_clip(self) -> bool:
+        """Whether a walk back from the logits goes through the whole network."""
+        linear = self.explained.at(self.sizes[0]).attached.linear
+        walks = [walk for head in self.explained.bound for walk in head.walks(linear)]
+        return not self.alone and any(place == CLIP for _, place in walks)
 
     @property
     def classes_input(self) -> bool:
@@ -181,14 +191,23 @@ class Program:
         """By how much output i's second axis grows with every class that is asked for."""
         return self._runs[0][i].shape[1] - self._runs[-1][i].shape[1] if self.classes_input else 0
 
-    @functools.cached_property
+    @property
+    def sums(self) -> list[Chunks]:
+        """The sums over chunks of steps at each size, which an ONNX file holds as loops."""
+        return self._traced[1]
+
+    @property
     def _runs(self) -> list[tuple[Tensor, ...]]:
+        return self._traced[0]
+
+    @functools.cached_property
+    def _traced(self) -> tuple[list[tuple[Tensor, ...]], list[Chunks]]:
         """Outputs for 2 samples at each size, for 2 classes where those are an input; and once more for 1 class.
 
         Only their types and shapes are of interest, so the tensors hold no values.
         """
         runs = []
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode(), sums_apart():
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.inference_mode(), sums_apart() as sums:
             for size in (*self.sizes, self.sizes[0]):
                 module = self.module(size) if self.alone else self.explained.at(size, plugin=False)
                 inputs = dict(zip(self.module_names, self.example(size, batch=2, seed=0), strict=True))
@@ -198,7 +217,7 @@ class Program:
                 elif len(runs) == len(self.sizes):
                     break
                 runs.append(module(**{name: fake.from_tensor(tensor) for name, tensor in inputs.items()}))
-        return runs
+        return runs, sums
 
 
 class _FromFrames(nn.Module):

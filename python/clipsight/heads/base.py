@@ -128,7 +128,6 @@ class Head:
     name: ClassVar[str]
     needs_pooling: ClassVar[bool] = True  # global, in front of the classifier
     depth: ClassVar[int | str | None] = None  # of the convolutions that it looks at
-    sensitive: ClassVar[bool] = False  # gates and divisions on the way back to the clip may amplify rounding
 
     def thresholds(self) -> dict[str, float | None]:
         """The options that `Evidence` may replace, `tau` and `n_sigma`, by name; without the head's own use, none."""
@@ -151,6 +150,14 @@ class Head:
             linear: see `Evidence`.
         """
         return ()
+
+    def sensitive(self, backward: Backward | None, linear: bool) -> bool:
+        """Whether gates or divisions on the way back from the logits may amplify rounding.
+
+        Args:
+            backward, linear: see `Evidence`.
+        """
+        return any(backward.amplifies(rules, place) for rules, place in self.walks(linear))
 
     def places(self) -> tuple[Place, ...]:
         """Where it looks at the tensors of the forward pass."""

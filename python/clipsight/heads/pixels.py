@@ -33,7 +33,6 @@ class PixelHead(Head):
     extras: tuple[str, ...] = ()
 
     needs_pooling: ClassVar[bool] = False
-    sensitive: ClassVar[bool] = True
     meaning: ClassVar[str]
 
     def __post_init__(self) -> None:

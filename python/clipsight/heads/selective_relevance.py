@@ -86,10 +86,6 @@ class SelectiveRelevance(Head):
         return self.of.needs_pooling
 
     @property
-    def sensitive(self) -> bool:
-        return self.of.sensitive
-
-    @property
     def depth(self) -> int | str | None:
         return self.of.depth
 
