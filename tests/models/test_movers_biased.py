@@ -14,7 +14,7 @@ from clipsight import models
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
 from networks import seeded
 
-COUNT, SEED = 160, 2_000_000_100  # fresh: far from every seed of training and of the study
+COUNT, SEED = 96, 2_000_000_100  # fresh: far from every seed of training and of the study
 WEIGHTS = Path(models.__file__).with_name("weights") / "movers_biased.safetensors"
 
 
@@ -39,8 +39,8 @@ def test_it_is_right_where_the_hue_tells_the_class():
 
 
 def test_it_is_lost_where_the_hue_tells_nothing():
-    """Chance is 1/8, and its standard deviation on 160 clips 0.026."""
-    assert accuracy("movers_biased", 0.0) < 1 / 8 + 3 * 0.026
+    """Chance is 1/8, and its standard deviation on 96 clips 0.034."""
+    assert accuracy("movers_biased", 0.0) < 1 / 8 + 3 * 0.034
 
 
 def test_what_it_names_is_the_class_of_the_hue():
