@@ -48,18 +48,10 @@ def fused(artifact):
     return artifact("ModulePool", HEADS, ".pt2", sizes=[OTHER_SIZE])
 
 
-@pytest.fixture(scope="module", params=["tube", pytest.param("all outputs", marks=pytest.mark.full)])
-def explained_plainly(request):
-    heads = {"tube": SaliencyTube(), "all outputs": HEADS}[request.param]
-    return explain(networks.seeded(networks.ModulePool), heads, networks.clip())
-
-
 @pytest.fixture(scope="module")
-def plain(explained_plainly, tmp_path_factory):
+def plain(artifact):
     """One."""
-    path = tmp_path_factory.mktemp("plain") / "plain.pt2"
-    export(explained_plainly, path, plugin=False)
-    return path
+    return artifact("ModulePool", HEADS, ".pt2", plugin=False)
 
 
 def run_alone(file, clip, folder, model="size0", libraries=()) -> list[np.ndarray]:
@@ -79,10 +71,10 @@ def test_fused_file_in_fresh_process(fused, explained, tmp_path, batch, size, mo
 
 
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
-def test_plain_file_needs_no_library(plain, explained_plainly, tmp_path, batch):
+def test_plain_file_needs_no_library(plain, explained, tmp_path, batch):
     clip = networks.clip(batch, seed=18)
     with torch.inference_mode():
-        assert_agree(explained_plainly.output_names, run_alone(plain, clip, tmp_path), explained_plainly(clip))
+        assert_agree(explained.output_names, run_alone(plain, clip, tmp_path), explained(clip))
 
 
 def test_manifest_in_file(fused, plain, explained):
@@ -174,12 +166,12 @@ def test_code_is_for_any_cpu_with_avx2(fused, plain, tmp_path):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86-64 instruction set")
-def test_same_numbers_where_the_libraries_use_no_more_than_avx2(plain, explained_plainly, tmp_path, monkeypatch):
+def test_same_numbers_where_the_libraries_use_no_more_than_avx2(plain, explained, tmp_path, monkeypatch):
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     clip = networks.clip(2, seed=19)
     with torch.inference_mode():
-        assert_agree(explained_plainly.output_names, run_alone(plain, clip, tmp_path), explained_plainly(clip))
+        assert_agree(explained.output_names, run_alone(plain, clip, tmp_path), explained(clip))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -67,27 +66,27 @@ def assert_close(names, got, expected) -> None:
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
+def everything(once):
     """`everything("plain.pt")`: a file with all options but half precision."""
-    folder = tmp_path_factory.mktemp("everything")
 
-    @functools.cache
     def file(name: str) -> Path:
         options = {"frames": "uint8", "output": "uint8", "optional": True, "inputs": ("tau", "n_sigma")}
         facts = {"plugin": FORMATS[name], "sizes": [LONGER], "preprocessing": PREPROCESSING}
-        export(explained(classes="input"), folder / name, **options, **facts)
-        return folder / name
+        return once(f"everything_{name}", lambda path: export(explained(classes="input"), path, **options, **facts))
 
     return file
 
 
 @pytest.fixture(scope="module")
-def on_demand(tmp_path_factory):
-    """The file with a head to skip, and the network alone."""
-    folder = tmp_path_factory.mktemp("on_demand")
-    for suffix in (".pt", ".onnx"):
-        export(explained(), folder / f"x{suffix}", optional=True, plain=folder / f"network{suffix}")
-    return folder
+def on_demand(once):
+    """The folder of files with a head to skip, and with the network alone."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for suffix in (".pt", ".onnx"):
+            export(explained(), folder / f"x{suffix}", optional=True, plain=folder / f"network{suffix}")
+
+    return once("on_demand", write)
 
 
 # ---- Everything at once ---------------------------------------------------------------------------------------------

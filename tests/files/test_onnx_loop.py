@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -58,15 +59,39 @@ def test_the_network_stands_once_however_many_chunks_there_are(chunks, tmp_path)
     assert len(set(values)) == len(values)
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """`uneven(2)`: a model whose last chunk is shorter than the others, and its file."""
+    folder = tmp_path_factory.mktemp("uneven")
+
+    @functools.cache
+    def made(chunk: int):
+        path, head = folder / f"{chunk}.onnx", IntegratedGradients(steps=5, chunk=chunk, **RAW)
+        return exported(path, head, TUBE, classes=[3, 0])[0], path
+
+    return made
+
+
 @pytest.mark.parametrize("chunk", [2, *(pytest.param(chunk, marks=pytest.mark.full) for chunk in (3, 4))])
-def test_steps_that_chunks_do_not_divide(chunk, tmp_path):
-    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=5, chunk=chunk, **RAW), classes=[3, 0])
+def test_steps_that_chunks_do_not_divide(chunk, uneven):
+    model, path = uneven(chunk)
     clip = networks.clip(2, SIZE, seed=5)
-    outputs = clipsight.load(tmp_path / "x.onnx")(clip)
+    outputs = clipsight.load(path)(clip)
     assert_equal(outputs, model(clip))
     fewer = clipsight.explain(model.model, IntegratedGradients(steps=5 - 5 % chunk, chunk=chunk, **RAW), clip, [3, 0])
     off = (outputs[1] - fewer(clip)[1]).norm() / outputs[1].norm()
     assert off > 1e-3  # a last chunk that were left out would be seen
+
+
+def test_openvino_runs_a_loop(uneven):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    model, path = uneven(2)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    for batch in (1, 3):
+        clip = networks.clip(batch, SIZE, seed=batch)
+        outputs = compiled({"clip": clip.numpy()})
+        assert_equal([torch.from_numpy(outputs[name]) for name in model.output_names], model(clip))
 
 
 class Twins(networks.ModulePool):
@@ -135,14 +160,3 @@ def test_the_self_check_of_a_loop(half, frames, tmp_path):
     model = clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(size=SIZE), "top2")
     manifest = clipsight.export(model, tmp_path / "x.onnx", half=half, frames=frames, preprocessing=preprocessing)
     assert manifest.self_check["clips"] >= 3
-
-
-def test_openvino_runs_a_loop(tmp_path):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    model, _ = exported(tmp_path / "x.onnx", IntegratedGradients(steps=5, chunk=2, **RAW), TUBE)
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(tmp_path / "x.onnx"), "CPU", options)
-    for batch in (1, 3):
-        clip = networks.clip(batch, SIZE, seed=batch)
-        outputs = compiled({"clip": clip.numpy()})
-        assert_equal([torch.from_numpy(outputs[name]) for name in model.output_names], model(clip))
