@@ -63,6 +63,21 @@ def artifact(shared_folder):
 
 
 @pytest.fixture(scope="session")
+def once(shared_folder):
+    """`once("x.onnx", write)`: the path of a file of this run, which `write(path)` makes for whoever asks first."""
+    from filelock import FileLock
+
+    def made(name: str, write) -> Path:
+        path = shared_folder / name
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                write(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
 def videos(tmp_path_factory) -> dict[str, Path]:
     """Three videos of other sizes and lengths, by name."""
     import evaluated

@@ -6,7 +6,11 @@
 //
 // Files exported with frames="uint8" take frames of any size; others take frames of exactly the network's size. The
 // environment variable DEVICE=cuda runs the file on a GPU.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/tensor.h>
 #include <clipsight/session.h>
 #include <clipsight/torch.h>
 
@@ -41,7 +45,7 @@ at::Tensor normalised(const at::Tensor& frames, const Manifest& manifest) {
       return at::tensor({values[0], values[1], values[2]}, at::kDouble).view({3, 1, 1, 1});
     };
     if (p->bgr) clip = clip.flip(0);
-    clip = (clip * p->scale - of_channel(p->mean)) / of_channel(p->std);
+    clip = clip.mul(p->scale).sub(of_channel(p->mean)).div(of_channel(p->std));
   }
   return clip.to(at::kFloat).unsqueeze(0).contiguous();
 }

@@ -259,7 +259,7 @@ def test_a_label_may_contain_a_comma():
     assert _split(["3,4"], None) == ["3", "4"]
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
 def test_an_exported_file_traces_like_the_live_network(suffix, video, tmp_path, factory):
     import little_pyramid
 

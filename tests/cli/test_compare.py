@@ -327,8 +327,9 @@ def test_networks_of_other_sizes_and_strides_with_boxes(video, tmp_path, little_
     assert green[0] > 3 * 200 > green[1]
 
 
-def test_two_checkpoints_of_one_network_and_a_file(video, tmp_path, little_nets):
-    succeed("export", "--model", "little_nets:Deep", "--class", "input", "--raw-maps", "--out", tmp_path / "deep.pt")
+@pytest.mark.parametrize("name", ["deep.pt", pytest.param("deep.onnx", marks=pytest.mark.full)])
+def test_two_checkpoints_of_one_network_and_a_file(name, video, tmp_path, little_nets):
+    succeed("export", "--model", "little_nets:Deep", "--class", "input", "--raw-maps", "--out", tmp_path / name)
     import little_nets
 
     torch.manual_seed(5)
@@ -342,9 +343,9 @@ def test_two_checkpoints_of_one_network_and_a_file(video, tmp_path, little_nets)
     assert [n["name"] for n in report["networks"]] == ["little_nets:Deep 1", "little_nets:Deep 2"]
     first, second = (n["maps"][0]["temporal_change"]["video"] for n in report["networks"])
     assert first != pytest.approx(second, rel=1e-3)
-    options = ["--model", tmp_path / "deep.pt", "--model", "little_nets:Deep", "--class", "dog"]
+    options = ["--model", tmp_path / name, "--model", "little_nets:Deep", "--class", "dog"]
     report = compare(video, tmp_path / "b", *options, "--labels", write_labels(tmp_path))
-    assert [n["name"] for n in report["networks"]] == ["deep.pt", "little_nets:Deep"]
+    assert [n["name"] for n in report["networks"]] == [name, "little_nets:Deep"]
     file, live = (n["maps"][0]["temporal_change"] for n in report["networks"])
     assert file["video"] == pytest.approx(live["video"], abs=1e-5)
     assert file["windows"] == pytest.approx(live["windows"], abs=1e-5)

@@ -74,7 +74,12 @@ def test_a_second_run_measures_only_what_is_new(videos, tmp_path, nets, measured
 
 @pytest.mark.parametrize(
     "changed",
-    [["--n-sigma", 3], ["--floor", "0.1"], ["--flow", "farneback"], ["--class", "cat"], ["--seed", 1], ["--step", 4]],
+    [
+        ["--n-sigma", 3],
+        ["--flow", "farneback"],
+        ["--class", "cat"],
+        *(pytest.param(more, marks=pytest.mark.full) for more in (["--floor", "0.1"], ["--seed", 1], ["--step", 4])),
+    ],
     ids=str,
 )
 def test_other_options_do_not_mix(videos, tmp_path, nets, measured, changed):

@@ -167,6 +167,7 @@ def test_a_coloured_flow_is_read_back():
     assert np.abs(back - flow).max() < 0.1
 
 
+@pytest.mark.full
 def test_windows_of_a_real_clip(clips):
     frames, tensor, truths = real.windows(clips / "cricket_rgb.gif")
     assert frames.shape == (4, 16, 64, 64, 3)
@@ -215,6 +216,7 @@ def test_the_published_numbers_are_of_every_method_and_complete(published):
     assert "Infinity" not in text
 
 
+@pytest.mark.full
 def test_figures_are_drawn(tmp_path, published):
     figures.clip_maps(tmp_path / "maps.png", 5, 1, METHODS)
     for draw in (figures.roc, figures.bars, figures.where):

@@ -49,11 +49,9 @@ def fused(artifact):
 
 
 @pytest.fixture(scope="module")
-def plain(explained, tmp_path_factory):
+def plain(artifact):
     """One."""
-    path = tmp_path_factory.mktemp("plain") / "plain.pt2"
-    export(explained, path, plugin=False)
-    return path
+    return artifact("ModulePool", HEADS, ".pt2", plugin=False)
 
 
 def run_alone(file, clip, folder, model="size0", libraries=()) -> list[np.ndarray]:
@@ -72,7 +70,7 @@ def test_fused_file_in_fresh_process(fused, explained, tmp_path, batch, size, mo
     assert_agree(explained.output_names, clipsight.load(fused)(clip.numpy()), got)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_plain_file_needs_no_library(plain, explained, tmp_path, batch):
     clip = networks.clip(batch, seed=18)
     with torch.inference_mode():
@@ -152,7 +150,7 @@ def test_threads_give_the_same_bits(fused):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an x86-64 instruction set")
-def test_code_is_for_any_cpu_with_avx2(fused, plain, explained, tmp_path):
+def test_code_is_for_any_cpu_with_avx2(fused, plain, tmp_path):
     if shutil.which("objdump") is None:
         pytest.skip("no objdump on the PATH")
     for file in (fused, plain):

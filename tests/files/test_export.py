@@ -202,10 +202,18 @@ def test_onnx_matches_a_low_opset_and_has_named_axes(files):
     assert os.fsencode(os.getcwd()) not in (files["plain.onnx"]).read_bytes()
 
 
-@pytest.mark.parametrize("suffix, options", [(".pt", {"plugin": False}), (".onnx", {"sizes": [(8, 24, 40)]})])
-def test_classes_as_input(artifact, tmp_path, suffix, options):
-    explained = explain(networks.seeded(networks.ModulePool), artifacts.HEADS, networks.clip(), "input")
-    file = artifact("ModulePool", artifacts.HEADS, suffix, "input", **options)
+@pytest.mark.parametrize(
+    "heads, suffix, options",
+    [
+        (artifacts.HEADS, ".pt", {"plugin": False}),
+        (artifacts.HEADS, ".onnx", {"sizes": [(8, 24, 40)]}),
+        pytest.param(HEADS, ".pt", {"plugin": False}, marks=pytest.mark.full),
+        pytest.param(HEADS, ".onnx", {"plugin": False}, marks=pytest.mark.full),
+    ],
+)
+def test_classes_as_input(artifact, tmp_path, heads, suffix, options):
+    explained = explain(networks.seeded(networks.ModulePool), heads, networks.clip(), "input")
+    file = artifact("ModulePool", heads, suffix, "input", **options)
     assert read_manifest(file).classes_input.num_classes == 5
     clip, classes = networks.clip(2), torch.tensor([[4, 0, 1], [2, 2, 3]])
     (got,) = run_alone(file, tmp_path, (clip, classes))

@@ -22,7 +22,7 @@ BOUND = 1e-5
 EXACT = 1e-8  # in float64
 QUICK = {method: head for method, head in HEADS.items() if method != "integrated_gradients"}  # 50 networks in a file
 CAPTUM = tuple(method for method in gradient_oracles.CAPTUM if method in QUICK)
-ALWAYS = {("Plain", ".onnx"), ("Frames", ".onnx"), ("Branches", ".pt")}
+ALWAYS = {("Plain", ".onnx"), ("Frames", ".pt"), ("Branches", ".pt")}
 
 
 def files():
@@ -77,7 +77,7 @@ def test_relevance_is_exact_in_float64_where_sums_cancel(tmp_path):
         assert off(rounded[method], expected) > BOUND, method
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt"])
+@pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=pytest.mark.full), ".pt"])
 def test_integrated_gradients_as_a_file(suffix, tmp_path):
     """The network stands in the file once for every chunk of steps."""
     head, network, x = IntegratedGradients(steps=4, chunk=2, **RAW), build("Grouped", torch.float32), clip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -67,27 +66,27 @@ def assert_close(names, got, expected) -> None:
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
+def everything(once):
     """`everything("plain.pt")`: a file with all options but half precision."""
-    folder = tmp_path_factory.mktemp("everything")
 
-    @functools.cache
     def file(name: str) -> Path:
         options = {"frames": "uint8", "output": "uint8", "optional": True, "inputs": ("tau", "n_sigma")}
         facts = {"plugin": FORMATS[name], "sizes": [LONGER], "preprocessing": PREPROCESSING}
-        export(explained(classes="input"), folder / name, **options, **facts)
-        return folder / name
+        return once(f"everything_{name}", lambda path: export(explained(classes="input"), path, **options, **facts))
 
     return file
 
 
 @pytest.fixture(scope="module")
-def on_demand(tmp_path_factory):
-    """The file with a head to skip, and the network alone."""
-    folder = tmp_path_factory.mktemp("on_demand")
-    for suffix in (".pt", ".onnx"):
-        export(explained(), folder / f"x{suffix}", optional=True, plain=folder / f"network{suffix}")
-    return folder
+def on_demand(once):
+    """The folder of files with a head to skip, and with the network alone."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for suffix in (".pt", ".onnx"):
+            export(explained(), folder / f"x{suffix}", optional=True, plain=folder / f"network{suffix}")
+
+    return once("on_demand", write)
 
 
 # ---- Everything at once ---------------------------------------------------------------------------------------------
@@ -254,12 +253,14 @@ def test_frames_that_do_not_fit(everything, name):
         loaded(frames(1, 8, SOURCES[0]).permute(0, 4, 1, 2, 3), classes)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
-def test_crop_that_does_not_fit_is_refused_by_the_file_itself(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "suffix, plugin", [(".pt", False), (".onnx", True), pytest.param(".onnx", False, marks=pytest.mark.full)]
+)
+def test_crop_that_does_not_fit_is_refused_by_the_file_itself(tmp_path, suffix, plugin):
     wide = Preprocessing(frames=8, resize=40, crop=(32, 44))
     model = explain(networks.seeded(networks.ModulePool), SaliencyTube(), networks.clip(size=wide.size))
     file = tmp_path / f"x{suffix}"
-    export(model, file, plugin=suffix == ".onnx", preprocessing=wide, frames="uint8")
+    export(model, file, plugin=plugin, preprocessing=wide, frames="uint8")
     upright = frames(1, 8, (60, 45))
     with pytest.raises(ValueError, match="crop 44x32 must fit into the resized frame, got 40x53 from a source of 45x"):
         load(file)(upright)
@@ -267,7 +268,8 @@ def test_crop_that_does_not_fit_is_refused_by_the_file_itself(tmp_path, suffix):
         with pytest.raises(RuntimeError, match="index out of range"):
             torch.jit.load(str(file))(upright)
     else:
-        session = clipsight.onnx_session(file)
+        providers = ["CPUExecutionProvider"]
+        session = clipsight.onnx_session(file) if plugin else onnxruntime.InferenceSession(file, providers=providers)
         with pytest.raises(Exception, match="crop_44x32_must_fit_into_the_resized_frame"):
             session.run(None, {"frames": upright.numpy()})
 
@@ -350,9 +352,17 @@ def test_output_type(tmp_path, name, output):
     assert (tube.float() - scale * expected).abs().max() < bound
 
 
-@pytest.mark.parametrize("name, half", [("x.pt", "float16"), ("x.pt", "bfloat16"), ("x.onnx", True)])
-def test_half_precision_states_its_error(tmp_path, name, half):
-    options = {"plugin": name == "x.onnx", "labels": list("abcde")}
+@pytest.mark.parametrize(
+    "name, plugin, half",
+    [
+        ("x.pt", False, "float16"),
+        ("x.pt", False, "bfloat16"),
+        ("x.onnx", True, True),
+        pytest.param("x.onnx", False, True, marks=pytest.mark.full),
+    ],
+)
+def test_half_precision_states_its_error(tmp_path, name, plugin, half):
+    options = {"plugin": plugin, "labels": list("abcde")}
     export(explained(), tmp_path / f"whole_{name}", **options)
     manifest = export(explained(), tmp_path / name, half=half, **options)
     assert manifest.options["half"] == ("float16" if half is True else half)

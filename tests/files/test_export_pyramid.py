@@ -46,6 +46,7 @@ CASES = [
     for name in ("Branches", "FullyConnected")
     for file in FORMATS
 ]
+WITH_AND_WITHOUT_PLUGIN = pytest.mark.parametrize("plugin", [True, pytest.param(False, marks=pytest.mark.full)])
 
 
 @pytest.mark.parametrize("name, file", CASES)
@@ -96,10 +97,11 @@ def test_half_precision(tmp_path):
     assert set(manifest.self_check["max_difference"]) == set(model.output_names)
 
 
-def test_the_manifest_makes_the_pyramid(tmp_path):
+@WITH_AND_WITHOUT_PLUGIN
+def test_the_manifest_makes_the_pyramid(plugin, tmp_path):
     """From a file alone: the layers of its manifest and its arrays are the pyramid that the eager model gives."""
     model = explained("Grouped", PYRAMID, classes=[3, 1])
-    clipsight.export(model, tmp_path / "x.onnx", plugin=True)
+    clipsight.export(model, tmp_path / "x.onnx", plugin=plugin)
     manifest = read_manifest(tmp_path / "x.onnx")
     (method,) = [m for m in manifest.methods if m["method"] == METHOD]
     assert method["theta"] == 0.5
@@ -118,11 +120,12 @@ def test_the_manifest_makes_the_pyramid(tmp_path):
     assert not pyramid.compare(expected)[step.layer.name]["first"]
 
 
-def test_the_c_session_runs_it(tmp_path):
+@WITH_AND_WITHOUT_PLUGIN
+def test_the_c_session_runs_it(plugin, tmp_path):
     from session_api import CSession
 
     model = explained("Residual", FeaturePyramid(theta=0.5, depth=3))
-    clipsight.export(model, tmp_path / "x.onnx", plugin=True)
+    clipsight.export(model, tmp_path / "x.onnx", plugin=plugin)
     clip = networks.clip(2, SIZE, seed=3)
     outputs = CSession(tmp_path / "x.onnx", onnxruntime_library()).run(clip.numpy())
     with torch.inference_mode():

@@ -35,7 +35,10 @@ def explained(*heads, classes="predicted"):
     return clipsight.explain(networks.seeded(networks.ModulePool), heads, networks.clip(size=SIZE), classes)
 
 
-@pytest.mark.parametrize("file", ["plain.pt", pytest.param("plain.onnx", marks=pytest.mark.full), "fused.onnx"])
+# In make test, test_onnx_loop.py has a walk back on demand in ONNX.
+@pytest.mark.parametrize(
+    "file", ["plain.pt", *(pytest.param(file, marks=pytest.mark.full) for file in ("plain.onnx", "fused.onnx"))]
+)
 def test_maps_on_demand(tmp_path, file):
     """The walk back does not run where nobody wants its map."""
     if file.endswith(".onnx"):
@@ -59,8 +62,8 @@ def test_maps_on_demand(tmp_path, file):
     "head, entries",
     [
         (GuidedBackprop(), {"session.disable_prepacking": "1"}),
-        (GradCAM(), {}),
         (GradCAM("body.0"), {}),
+        pytest.param(GradCAM(), {}, marks=pytest.mark.full),
     ],
 )
 def test_a_walk_to_the_clip_keeps_weights_once(tmp_path, head, entries):
@@ -225,6 +228,7 @@ def assert_grad_cam(network, layer: str | None, reads: str, as_grid, path) -> No
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
+@pytest.mark.full
 def test_grad_cam_of_a_transformer(vision_transformer, tmp_path):
     """The tokens that the last attention reads, through the recorded gradient of attention."""
 

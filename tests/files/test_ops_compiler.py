@@ -51,13 +51,15 @@ def test_schemas_are_those_of_the_table():
         assert loaded == torch._C.parse_schema(f"clipsight::{schema}")
 
 
-@pytest.mark.parametrize("requires_grad", [False, True], ids=["plain", "grad"])
+@pytest.mark.parametrize(
+    "requires_grad", [pytest.param(False, marks=pytest.mark.full, id="plain"), pytest.param(True, id="grad")]
+)
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op, requires_grad):
     torch.library.opcheck(getattr(torch.ops.clipsight, op).default, arguments(op, requires_grad=requires_grad))
 
 
-@pytest.mark.parametrize("op", ["selective_relevance", "selective_tube"])
+@pytest.mark.parametrize("op", [pytest.param("selective_relevance", marks=pytest.mark.full), "selective_tube"])
 def test_opcheck_with_n_sigma_as_data(op):
     n_sigma = {"n_sigma_of": torch.tensor([0.5, 1.5])}
     op_of_torch = getattr(torch.ops.clipsight, op).default

@@ -345,7 +345,7 @@ def video(tmp_path_factory) -> Path:
     "name, more, size",
     [
         pytest.param("i3d", [], [64, 224, 224], marks=pytest.mark.full),
-        ("tsn", ["--frames", "64", "--size", "64x64"], [64, 64, 64]),
+        ("tsn", ["--frames", "64", "--size", "32x32"], [64, 32, 32]),
     ],
 )
 def test_explain_needs_nothing_but_the_checkpoint(name, more, size, video, tmp_path):
@@ -370,7 +370,7 @@ def test_explain_needs_nothing_but_the_checkpoint(name, more, size, video, tmp_p
 
     preprocessing = replace(network.preprocessing, frames=size[0], crop=tuple(size[1:]))
     if more:
-        preprocessing = replace(preprocessing, resize=round(256 * 64 / 224))
+        preprocessing = replace(preprocessing, resize=round(256 * 32 / 224))
     window = next(sliding_windows(VideoReader(video), preprocessing, None, False, False))
     with torch.inference_mode():
         expected = network.eval()(torch.from_numpy(window.clip)).softmax(1)[0]

@@ -15,7 +15,7 @@ from clipsight.models.movers import Movers
 from clipsight.reference import selective_tube
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
 
-COUNT, SEED = 200, 2_000_000_000  # fresh: far from every seed of training
+COUNT, SEED = 120, 2_000_000_000  # fresh: far from every seed of training
 
 
 @lru_cache
@@ -55,12 +55,12 @@ def test_it_names_the_motion_in_new_clips():
 
 
 def test_it_names_the_motion_in_larger_clips_brought_to_its_size():
-    large = torch.from_numpy(moving_shapes(64, SEED + 1, size=256).frames).flatten(0, 1).permute(0, 3, 1, 2)
+    large = torch.from_numpy(moving_shapes(24, SEED + 1, size=256).frames).flatten(0, 1).permute(0, 3, 1, 2)
     small = nn.functional.interpolate(large, size=(64, 64), mode="bilinear", antialias=True)
-    frames = small.unflatten(0, (64, 16)).permute(0, 1, 3, 4, 2)
+    frames = small.unflatten(0, (24, 16)).permute(0, 1, 3, 4, 2)
     with torch.inference_mode():
         guess = models.load("movers")(tensor(frames.numpy())).argmax(1)
-    assert (guess.numpy() == np.arange(64) % 8).mean() >= 0.95
+    assert (guess.numpy() == np.arange(24) % 8).mean() >= 0.95
 
 
 def test_motion_in_another_order_of_frames_changes_the_class():

@@ -22,18 +22,17 @@ pytest.importorskip("onnx", reason="onnx is not installed")
 
 LABELS = ["walk", "run", "jump – high", '"quoted"\n', "emoji \U0001f3a5"]
 TOLERANCE = 1e-5
+PREPROCESSING = {"frames": 8, "resize": 40, "crop": (32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 
 
 @pytest.fixture(scope="module")
 def files(artifact, tmp_path_factory):
     labelled = tmp_path_factory.mktemp("c") / "clip.onnx"
     export = partial(artifact, "ModulePool", HEADS, ".onnx")
-    preprocessing = {"frames": 8, "resize": 40, "crop": (32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
     return {
         "clip": with_manifest(export(), labelled, labels=LABELS),
         "classes": export("input", sizes=[(8, 24, 40)]),
-        "frames": export(frames="uint8", preprocessing=preprocessing),
-        "crop_alone": export(frames="uint8", preprocessing=preprocessing | {"resize": None}, plugin=True),
+        "frames": export(frames="uint8", preprocessing=PREPROCESSING),
         "options": export(optional=True, inputs=("tau", "n_sigma")),
         "plugin": export(plugin=True),
     }
@@ -55,6 +54,16 @@ def assert_same(session: CSession, inputs, expected) -> None:
     for mine, want in zip(got, expected, strict=True):
         assert mine.dtype == want.dtype
         np.testing.assert_allclose(mine, want, atol=TOLERANCE, rtol=0)
+
+
+def assert_says(session: CSession, file) -> None:
+    """Ports and manifest are the file's."""
+    manifest = load(file).manifest
+    assert session.ports("input") == [tuple(port) for port in manifest.input_ports], file
+    assert [p[:2] for p in session.ports("output")] == [(o.name, o.dtype) for o in manifest.outputs]
+    text = c_char_p()
+    session.call("manifest", byref(text))
+    assert json.loads(text.value) == json.loads(manifest.to_json())
 
 
 # ---- The same numbers ----------------------------------------------------------------------------------------------
@@ -84,9 +93,13 @@ def test_frames_of_any_size(files, open_session):
         assert_same(session, [frames], loaded(frames))
 
 
-def test_frames_smaller_than_the_crop(files, open_session):
-    session, frames = open_session("crop_alone"), np.zeros((2, 8, 32, 40, 3), np.uint8)
-    assert_same(session, [frames], load(files["crop_alone"])(frames))
+@pytest.mark.parametrize("plugin", [True, pytest.param(False, marks=pytest.mark.full)])
+def test_frames_smaller_than_the_crop(artifact, plugin):
+    preprocessing = PREPROCESSING | {"resize": None}
+    file = artifact("ModulePool", HEADS, ".onnx", frames="uint8", preprocessing=preprocessing, plugin=plugin)
+    session, frames = CSession(file, onnxruntime_library()), np.zeros((2, 8, 32, 40, 3), np.uint8)
+    assert_says(session, file)
+    assert_same(session, [frames], load(file)(frames))
     with pytest.raises(CError, match="the crop must fit into the resized frame, got 24 pixels for 32"):
         session.run(frames[:, :, :24])
 
@@ -127,12 +140,7 @@ def test_memory_of_the_gpu(files, open_session, name):
 
 def test_what_the_file_says(files, open_session):
     for name in files:
-        session, manifest = open_session(name), load(files[name]).manifest
-        assert session.ports("input") == [tuple(port) for port in manifest.input_ports], name
-        assert [p[:2] for p in session.ports("output")] == [(o.name, o.dtype) for o in manifest.outputs]
-        text = c_char_p()
-        session.call("manifest", byref(text))
-        assert json.loads(text.value) == json.loads(manifest.to_json())
+        assert_says(open_session(name), files[name])
 
 
 def test_top_classes(open_session):

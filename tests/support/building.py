@@ -82,6 +82,8 @@ def built_once(project: str, root: Path) -> Path:
         if not (folder / "built").exists():
             for sources in ("examples", "tests/programs"):
                 shutil.copytree(REPOSITORY / sources, root / sources, dirs_exist_ok=True)
+            if project == "tests/programs/torch_session":
+                built_once("examples/cpp_libtorch", root)  # whose object files it links
             build(root / project, folder)
             (folder / "built").touch()
     return folder

@@ -131,13 +131,14 @@ def _nearest_mean_accuracy(features, labels):
     return (guess == labels[half:]).mean()
 
 
-def test_a_single_frame_does_not_tell_the_class():
-    clips = moving_shapes(1600, seed=11)
+@pytest.mark.parametrize("count, most", [(800, 0.18), pytest.param(1600, 0.17, marks=pytest.mark.full)])
+def test_a_single_frame_does_not_tell_the_class(count, most):
+    clips = moving_shapes(count, seed=11)
     pose = np.stack(_pose(clips.masks), axis=-1)
-    middle = clips.frames[:, 7, 2::4, 2::4].reshape(1600, -1).astype(np.float32)
-    # Chance is 1/8, and its standard deviation on 800 clips 0.012.
-    assert _nearest_mean_accuracy(middle, clips.labels) < 0.17
-    assert _nearest_mean_accuracy(pose[:, 7, :3], clips.labels) < 0.17  # even where the true mask is given
+    middle = clips.frames[:, 7, 2::4, 2::4].reshape(count, -1).astype(np.float32)
+    # Chance is 1/8, and its standard deviation 0.017 on 400 clips, 0.012 on 800.
+    assert _nearest_mean_accuracy(middle, clips.labels) < most
+    assert _nearest_mean_accuracy(pose[:, 7, :3], clips.labels) < most  # even where the true mask is given
     assert _nearest_mean_accuracy(pose[:, -1] - pose[:, 0], clips.labels) > 0.9  # control: the motion does tell
 
 
