@@ -39,7 +39,7 @@ def test_an_export_that_fails_its_check_is_one_line_after_the_phases(tmp_path, t
     def refuse(*_):
         raise ExportError("export: saliency_tube must be\nas in the eager model, got another")
 
-    monkeypatch.setattr(exporters, "self_check", refuse)
+    monkeypatch.setattr(exporters, "check_file", refuse)
     result = run("export", "--model", NET, "--out", tmp_path / "net.pt")
     assert result.exit_code == 1
     assert result.output == "error: export: saliency_tube must be as in the eager model, got another\n"
