@@ -235,6 +235,7 @@ def test_head_of_a_map_has_the_options_that_were_given():
         map_head(None, "a", None, None, "none")
 
 
+@pytest.mark.full
 def test_c3d_in_windows(tmp_path):
     """A network without global pooling, which has no saliency tube; 24 frames in two windows."""
     video = write_video(tmp_path / "video", moving_shapes(1, seed=1, frames=24, size=128).frames[0])

@@ -296,6 +296,7 @@ def test_the_shipped_networks_side_by_side(video, tmp_path):
     assert sheet.shape[1] > 6 * 224
 
 
+@pytest.mark.full
 def test_the_three_dimensional_network_knows_the_motion_and_the_other_cannot(tmp_path):
     """What is certain: the classes and the bounds. The order of the two numbers is printed, not promised."""
     for label in (0, 3, 4, 6):

@@ -16,6 +16,7 @@ import pytest
 
 from building import REPOSITORY
 
+pytestmark = pytest.mark.full
 SCRIPT = REPOSITORY / "benchmarks" / "gpu_session.sh"
 PYTHON = """
 case "$*" in

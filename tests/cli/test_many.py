@@ -186,6 +186,7 @@ def test_ray_does_the_same(ray, texts, tmp_path):
         list(many.run(many.plan(texts, tmp_path / "more", "x"), make_upper, ray=True, cpus=999))
 
 
+@pytest.mark.full
 def test_a_video_that_kills_every_process_does_not_stop_the_others(ray, texts, tmp_path):
     Path(texts[1]).write_text("poison")
     jobs = many.plan(texts, tmp_path / "out", "x")
@@ -213,6 +214,7 @@ def kill_one_that_draws(out: Path, killed: list, give_up: threading.Event) -> No
         time.sleep(0.002)
 
 
+@pytest.mark.full
 def test_videos_of_a_killed_worker_are_done_again(ray, truth, videos, tmp_path):
     request = Request(threads=1, raw=True)
     out = tmp_path / "out"

@@ -55,6 +55,7 @@ def test_the_roc_area_is_the_share_of_pairs_in_the_right_order():
     assert (np.diff(x) * (y[1:] + y[:-1]) / 2).sum() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.full
 def test_the_interval_of_a_roc_area_is_that_of_repeated_studies():
     """Each of 300 studies draws 60 clips anew; about 95 % of their intervals must hold the true area."""
     draw, inside = np.random.default_rng(1), 0

@@ -104,6 +104,7 @@ def test_network_alone(fused, tmp_path):
         torch.testing.assert_close(logits, clipsight.load(file)(clip)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_all_inputs_that_a_file_can_have(tmp_path):
     """Frames, classes, thresholds, and no maps on demand: two models, of which the runtime takes the right one."""
     heads = [SaliencyTube(extras=("peak_box",)), SelectiveRelevance(extras=("motion_share",))]

@@ -357,7 +357,7 @@ def test_output_type(tmp_path, name, output):
     [
         ("x.pt", False, "float16"),
         ("x.pt", False, "bfloat16"),
-        ("x.onnx", True, True),
+        pytest.param("x.onnx", True, True, marks=pytest.mark.full),
         pytest.param("x.onnx", False, True, marks=pytest.mark.full),
     ],
 )

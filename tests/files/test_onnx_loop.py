@@ -148,12 +148,13 @@ def test_every_option_together(plugin, lengths, tmp_path):
         assert all(map.numel() == 0 for map in nothing[1:])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "half, frames",
     [
         ("float16", "uint8"),
-        pytest.param(False, "uint8", marks=pytest.mark.full),
-        pytest.param("float16", None, marks=pytest.mark.full),
+        (False, "uint8"),
+        ("float16", None),
     ],
 )
 def test_the_self_check_of_a_loop(half, frames, tmp_path):

@@ -186,7 +186,7 @@ def test_mfnet_unit_by_hand(first):
     assert torch.equal(x, before)  # its ReLUs in place leave the shortcut alone
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [NETWORKS[0], *(pytest.param(n, marks=pytest.mark.full) for n in NETWORKS[1:])])
 @torch.inference_mode()
 def test_scripted_and_traced_equal_eager(network):
     model = seeded(lambda: network(7))
@@ -203,7 +203,7 @@ def test_scripted_and_traced_equal_eager(network):
     torch.testing.assert_close(traced(shorter), model(shorter))
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [NETWORKS[0], *(pytest.param(n, marks=pytest.mark.full) for n in NETWORKS[1:])])
 @torch.no_grad()
 def test_the_features_are_found_with_no_layer_named(network):
     model = seeded(lambda: network(7))
