@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <cstring>
 
 namespace clipsight {
@@ -25,6 +27,9 @@ template <int kBytes> struct alignas(kBytes) Word { char bytes[kBytes]; };
 template <class Word> Word load_word(const void* from) { return *static_cast<const Word*>(from); }
 template <class Word> void store_word(void* to, Word word) { *static_cast<Word*>(to) = word; }
 #endif
+
+/// Whether a pack of `bytes` may begin there.
+inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 /// kCount values of T, together 1, 2, 4, 8 or 16 bytes and aligned to that.
 template <class T, int kCount>

@@ -119,7 +119,6 @@ void launch(const BackStepArgs& args, Limit* limits, cudaStream_t stream) {
 
 template <class T>
 void launch(const BackStepArgs& args, Limit* limits, cudaStream_t stream) {
-  const auto aligned = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
   const bool wide = args.width % 4 == 0 && aligned(args.pooled, 16) && aligned(args.kernel, 4 * sizeof(T)) &&
                     aligned(args.edges, 4);
   return wide ? launch<T, 4>(args, limits, stream) : launch<T, 1>(args, limits, stream);

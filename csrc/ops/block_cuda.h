@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace clipsight {
@@ -31,6 +32,22 @@ __device__ T block_reduce(T value, Join join) {
   for (int i = 1; i < static_cast<int>(blockDim.x / 32); ++i) value = join(value, of_warp[i]);
   __syncthreads();  // the next call writes of_warp
   return value;
+}
+
+/// Minimum and maximum of some values; of none at first.
+struct Extent {
+  float low = INFINITY, high = -INFINITY;
+
+  __device__ void add(float x) { low = fminf(low, x), high = fmaxf(high, x); }
+  __device__ void add(float least, float most) { low = fminf(low, least), high = fmaxf(high, most); }
+};
+
+/// Of what all threads have. Every thread must call it and receives the result.
+__device__ inline Extent block_extent(const Extent& mine) {
+  Extent all;
+  all.low = block_reduce(mine.low, Min());
+  all.high = block_reduce(mine.high, Max());
+  return all;
 }
 
 }  // namespace clipsight

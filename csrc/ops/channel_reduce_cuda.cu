@@ -177,8 +177,6 @@ __global__ void __launch_bounds__(kSplit ? 4 * kWarp : kThreads)
   }
 }
 
-bool aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
 template <class T, int kVector, int kMaps>
 void launch_contiguous(const ChannelReduceArgs& args, cudaStream_t stream) {
   Tiles tiles{};
@@ -217,7 +215,7 @@ void launch_maps(const ChannelReduceArgs& args, cudaStream_t stream) {
   constexpr int kWide = 16 / sizeof(T);
   const auto fits = [&](int64_t vector, int64_t row_stride, int64_t length) {
     return length % vector == 0 && row_stride % vector == 0 && args.stride_n % vector == 0 &&
-           aligned(args.features, vector * static_cast<int64_t>(sizeof(T)));
+           aligned(args.features, vector * sizeof(T));
   };
   if (args.stride_c == 1 && (args.stride_s != 1 || args.spatial == 1)) {
     if (fits(kWide, args.stride_s, args.channels) && aligned(args.weight, 16)) {

@@ -21,10 +21,10 @@ constexpr int64_t kSharedBytes = 40 * 1024;  // leaves room for the block reduct
 constexpr int kColumns = kBlock - 8;         // of a tile: with one more on either side, no more than threads
 constexpr int kHalo = 4;                     // floats beside a row in shared memory: one is used, four keep it aligned
 
-/// How the output is cut into blocks and threads. A tile has `columns` columns and `rows` rows; `strips` threads share
-/// a column, each with `strip` rows.
+/// How the output is cut into blocks and threads. A tile has `columns` columns and `rows` rows; a thread has `strip`
+/// rows of a few columns.
 struct Tiling {
-  int columns, rows, strips, strip, vector, threads;
+  int columns, rows, strip, threads;
   int lines;  // rows of the grid that a tile may need
   int64_t tiles_w, tiles_h, per_volume, items;
 
@@ -338,18 +338,17 @@ Tiling make_tiling(const char* op, const SplinePlan& plan) {
 /// Threads for `vector` columns each.
 Tiling with_threads(Tiling tiling, int vector) {
   const int packs = tiling.columns / vector;
-  tiling.strips = std::max(1, std::min(kBlock / packs, tiling.rows));
-  tiling.strip = static_cast<int>(ceil_div(tiling.rows, tiling.strips));
-  tiling.strips = static_cast<int>(ceil_div(tiling.rows, tiling.strip));
-  tiling.threads = static_cast<int>(ceil_div(std::max(packs * tiling.strips, tiling.columns + 2), 32)) * 32;
+  tiling.strip = static_cast<int>(ceil_div(tiling.rows, std::max(1, kBlock / packs)));
+  const int walking = packs * static_cast<int>(ceil_div(tiling.rows, tiling.strip));
+  tiling.threads = static_cast<int>(ceil_div(std::max(walking, tiling.columns + 2), 32)) * 32;
   return tiling;
 }
 
 template <class T>
 void launch_write(const char* op, const SplinePlan& plan, const Tiling& tiling, const WriteArgs& args,
                   cudaStream_t stream) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0; };
-  const bool wide = plan.out.w % 4 == 0 && aligned(args.tube) && aligned(args.motion);
+  constexpr size_t kPack = 4 * sizeof(T);
+  const bool wide = plan.out.w % 4 == 0 && aligned(args.tube, kPack) && aligned(args.motion, kPack);
   const Tiling cut = with_threads(tiling, wide ? 4 : 1);
   const unsigned grid = grid_for(cut.items);
   const size_t shared = Stage::bytes(cut, plan.selective);

@@ -25,10 +25,6 @@ struct Arrived {
   unsigned range, moments, share;
 };
 
-struct Extent {
-  float low, high;
-};
-
 struct Workspace {
   Workspace(const SelectiveRelevanceArgs& args, void* base)
       : carver(base), vector(march_vector(args.size, {args.volume, args.motion})),
@@ -65,23 +61,16 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t voxels = args.size.t * args.size.h * args.size.w, blocks = work.grid.per_volume;
   for (int64_t item = blockIdx.x; item < work.grid.items; item += gridDim.x) {
     const int64_t v = item / blocks, piece = item % blocks;
-    float low = INFINITY, high = -INFINITY;
+    Extent extent;
     for (int64_t e = piece * kBlock + threadIdx.x; e < voxels; e += blocks * kBlock) {
-      const float x = args.volume[v * voxels + e];
-      low = fminf(low, x);
-      high = fmaxf(high, x);
+      extent.add(args.volume[v * voxels + e]);
     }
-    low = block_reduce(low, Min());
-    high = block_reduce(high, Max());
-    if (threadIdx.x == 0) work.ranges[item] = {low, high};
+    extent = block_extent(extent);
+    if (threadIdx.x == 0) work.ranges[item] = extent;
     if (!is_last_block(&work.arrived[v].range, static_cast<unsigned>(blocks))) continue;
     const volatile Extent* ranges = work.ranges + v * blocks;
-    for (int64_t i = threadIdx.x; i < blocks; i += kBlock) {
-      low = fminf(low, ranges[i].low);
-      high = fmaxf(high, ranges[i].high);
-    }
-    low = block_reduce(low, Min());
-    high = block_reduce(high, Max());
+    for (int64_t i = threadIdx.x; i < blocks; i += kBlock) extent.add(ranges[i].low, ranges[i].high);
+    const auto [low, high] = block_extent(extent);
     if (threadIdx.x == 0) work.rules[v] = {make_normaliser(low, high, fmaxf(-low, fabsf(high))), low < 0, true, 0.0f};
   }
 }

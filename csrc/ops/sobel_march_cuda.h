@@ -16,10 +16,10 @@ struct MarchGrid {
   int64_t packs, tiles, pieces, march, per_volume, items;  // packs of a row; items of a volume and of all
 
   MarchGrid(int64_t volumes, Shape3 size, int vector) : size(size), packs(ceil_div(size.w, vector)) {
-    const int64_t kEnough = 1024;  // blocks, to fill a device; more frames for each save the two at the ends
+    constexpr int64_t kEnough = 1024;  // blocks, to fill a device; more frames for each save the two at the ends
     tiles = ceil_div(size.h * packs, kBlock);
-    for (march = size.t; march > 4 && volumes * tiles * ceil_div(size.t, march) < kEnough; march = ceil_div(march, 2)) {
-    }
+    march = size.t;
+    while (march > 4 && volumes * tiles * ceil_div(size.t, march) < kEnough) march = ceil_div(march, 2);
     pieces = ceil_div(size.t, march);
     per_volume = tiles * pieces;
     items = volumes * per_volume;
@@ -29,7 +29,7 @@ struct MarchGrid {
 /// How many columns a thread can move at once: 4, or 1 where a row does not begin on 16 bytes.
 inline int march_vector(Shape3 size, std::initializer_list<const void*> volumes) {
   for (const void* p : volumes) {
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) return 1;
+    if (!aligned(p, 16)) return 1;
   }
   return size.w % 4 == 0 ? 4 : 1;
 }

@@ -19,17 +19,6 @@ struct InlineTables {
   double value[kInline];
 };
 
-struct Extent {
-  float low, high;
-  __device__ void add(float x) { low = fminf(low, x), high = fmaxf(high, x); }
-  __device__ void add(const Extent& other) { low = fminf(low, other.low), high = fmaxf(high, other.high); }
-};
-
-__device__ Extent nothing() { return {INFINITY, -INFINITY}; }
-__device__ Extent of_block(const Extent& mine) {
-  return {block_reduce(mine.low, Min()), block_reduce(mine.high, Max())};
-}
-
 /// Applies the spline prefilter along w and h to planes side by side; the block shares the lines.
 __device__ void prefilter(int planes, int h, int w, double* c) {
   for (int line = threadIdx.x; line < planes * h; line += kBlock) cubic_prefilter(c + line * w, w, 1);
@@ -97,7 +86,7 @@ struct Cell {
       const float* c = line(k);
       cell_controls(order, c[at[0]], c[at[1]], c[at[2]], c[at[3]], control[k]);
     }
-    Extent result = nothing();
+    Extent result;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float value[4];
@@ -127,7 +116,7 @@ __device__ Extent evaluate(const SplinePlan& plan, const float* plane, const int
   const GridAxis rows = plan.rows(), columns = plan.columns();
   const int wide = static_cast<int>(columns.outputs_of_cell()), tall = static_cast<int>(rows.outputs_of_cell());
   const int parts = max(1, min(kBlock / max(1, count * wide), tall)), part = (tall + parts - 1) / parts;
-  Extent range = nothing();
+  Extent range;
   for (int unit = threadIdx.x; unit < count * wide * parts; unit += kBlock) {
     const Cell cell(plan, plane, cells[unit / (wide * parts)]);
     const int x = static_cast<int>(columns.first_output(cell.column)) + unit % wide;
@@ -149,7 +138,7 @@ __device__ Extent find_range(const SplinePlan& plan, const float* plane, float p
   __shared__ int count;
   const int cells = static_cast<int>(plan.in.h * plan.in.w);
 
-  Extent mine = nothing();
+  Extent mine;
   int lowest = 0, highest = 0;
   for (int cell = threadIdx.x; cell < cells; cell += kBlock) {
     const Extent e = Cell(plan, plane, cell).enclosure(plan.order);
@@ -157,28 +146,29 @@ __device__ Extent find_range(const SplinePlan& plan, const float* plane, float p
     if (e.high > mine.high) mine.high = e.high, highest = cell;
   }
   if (threadIdx.x < 2) found[threadIdx.x] = 0;
-  const Extent all = of_block(mine);
+  const Extent all = block_extent(mine);
   if (mine.low == all.low) atomicMax(&found[0], lowest);
   if (mine.high == all.high) atomicMax(&found[1], highest);
   __syncthreads();
   const int first = found[0], second = found[1];
-  Extent range = of_block(evaluate(plan, plane, found, 2));
+  Extent range = block_extent(evaluate(plan, plane, found, 2));
 
   const float slack = 4e-6f * peak;
-  const Extent beyond{range.low + slack, range.high - slack};
+  const float low_enough = range.low + slack, high_enough = range.high - slack;
   for (int base = 0; base < cells; base += kBlock) {
     if (threadIdx.x == 0) count = 0;
     __syncthreads();
     const int cell = base + static_cast<int>(threadIdx.x);
     if (cell < cells && cell != first && cell != second) {
       const Extent e = cells <= kBlock ? mine : Cell(plan, plane, cell).enclosure(plan.order);
-      if (e.low < beyond.low || e.high > beyond.high) found[atomicAdd(&count, 1)] = cell;
+      if (e.low < low_enough || e.high > high_enough) found[atomicAdd(&count, 1)] = cell;
     }
     __syncthreads();
-    range.add(evaluate(plan, plane, found, count));
+    const Extent more = evaluate(plan, plane, found, count);
+    range.add(more.low, more.high);
     __syncthreads();  // the next round counts anew
   }
-  return of_block(range);
+  return block_extent(range);
 }
 
 /// One block per frame of a map.

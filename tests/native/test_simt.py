@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from building import REPOSITORY
 
@@ -49,17 +48,16 @@ def run(*command: str | Path) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture
-def built(shared_folder):
-    """The folder of a variant, which the first process that asks for it builds."""
+def built(shared_folder, once):
+    """The folder of a variant."""
 
     def build(variant: str) -> Path:
-        folder = shared_folder / "simt" / variant
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not (folder / "selftest").exists():  # it is linked last
-                done = run(sys.executable, SIMT / "build.py", variant, folder)
-                assert done.returncode == 0, done.stderr
-        return folder
+        def compile_all(program: Path) -> None:  # it is linked last
+            done = run(sys.executable, SIMT / "build.py", variant, program.parent)
+            assert done.returncode == 0, done.stderr
+
+        (shared_folder / f"simt-{variant}").mkdir(exist_ok=True)
+        return once(f"simt-{variant}/selftest", compile_all).parent
 
     return build
 

@@ -2,22 +2,19 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "bits.h"
 
 struct __nv_bfloat16 {
   uint16_t bits;
 };
 
 inline float __bfloat162float(__nv_bfloat16 b) {
-  const uint32_t bits = static_cast<uint32_t>(b.bits) << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+  return simt::bits_as<float>(static_cast<uint32_t>(b.bits) << 16);
 }
 
 inline __nv_bfloat16 __float2bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  const auto bits = simt::bits_as<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};  // the device's NaN
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }

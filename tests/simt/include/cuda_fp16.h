@@ -2,22 +2,18 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+
+#include "bits.h"
 
 struct __half {
   uint16_t bits;
 };
 
 inline float __half2float(__half h) {
-  _Float16 x;
-  std::memcpy(&x, &h.bits, sizeof x);
-  return static_cast<float>(x);
+  return static_cast<float>(simt::bits_as<_Float16>(h.bits));
 }
 
 inline __half __float2half_rn(float x) {
   if (x != x) return {0x7fff};  // the device's NaN
-  const auto half = static_cast<_Float16>(x);
-  __half h;
-  std::memcpy(&h.bits, &half, sizeof half);
-  return h;
+  return {simt::bits_as<uint16_t>(static_cast<_Float16>(x))};
 }

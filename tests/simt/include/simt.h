@@ -7,6 +7,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "bits.h"
+
 namespace simt {
 
 struct Dim3 {
@@ -126,16 +128,8 @@ std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
 
-inline unsigned __float_as_uint(float x) {
-  unsigned bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float __uint_as_float(unsigned bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
+inline unsigned __float_as_uint(float x) { return simt::bits_as<unsigned>(x); }
+inline float __uint_as_float(unsigned bits) { return simt::bits_as<float>(bits); }
 // Not inline, so that no compiler fuses them with a neighbor.
 __attribute__((noinline)) inline float __fmul_rn(float a, float b) { return a * b; }
 __attribute__((noinline)) inline float __fsub_rn(float a, float b) { return a - b; }
