@@ -65,16 +65,9 @@ def artifact(shared_folder):
 @pytest.fixture(scope="session")
 def once(shared_folder):
     """`once("x.onnx", write)`: the path of a file of this run, which `write(path)` makes for whoever asks first."""
-    from filelock import FileLock
+    import artifacts
 
-    def made(name: str, write) -> Path:
-        path = shared_folder / name
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                write(path)
-        return path
-
-    return made
+    return lambda name, write: artifacts.once(shared_folder / name, write)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,15 +32,24 @@ def made_once(folder: Path, network: str, heads, suffix: str, classes="predicted
     asked = repr((network, heads, suffix, classes, sorted(options.items())))
     path = folder / f"{network}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}{suffix}"
     folder.mkdir(exist_ok=True)
-    with FileLock(path.with_suffix(f"{suffix}.lock")):
-        if not path.exists():  # it appears whole or not at all
-            if models.has_weights(network):
-                model = models.load(network)
-                clip = torch.zeros(1, 3, *model.preprocessing.size)
-                labels, preprocessing = model.labels, model.preprocessing
-            else:
-                model, clip = networks.seeded(getattr(networks, network)), networks.clip()
-                labels, preprocessing = list("abcde"), Preprocessing(frames=8, resize=36, crop=(32, 32))
-            facts = {"labels": labels, "preprocessing": preprocessing}
-            clipsight.export(clipsight.explain(model, heads, clip, classes), path, **facts | options)
+
+    def write(path: Path) -> None:  # it appears whole or not at all
+        if models.has_weights(network):
+            model = models.load(network)
+            clip = torch.zeros(1, 3, *model.preprocessing.size)
+            labels, preprocessing = model.labels, model.preprocessing
+        else:
+            model, clip = networks.seeded(getattr(networks, network)), networks.clip()
+            labels, preprocessing = list("abcde"), Preprocessing(frames=8, resize=36, crop=(32, 32))
+        facts = {"labels": labels, "preprocessing": preprocessing}
+        clipsight.export(clipsight.explain(model, heads, clip, classes), path, **facts | options)
+
+    return once(path, write)
+
+
+def once(path: Path, write: Callable[[Path], object]) -> Path:
+    """The path of a file, which `write(path)` makes where no other process of this run has made it."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            write(path)
     return path
