@@ -65,7 +65,24 @@ def convolve(
     wide = min(int(n) for n in weight.shape[:2]) >= MIN_CHANNELS
     if not (is_for_onnx() and axes == 3 and plain and wide):
         return (F.conv3d if axes == 3 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
-    in_time, *in_frame = each(padding, axes)
+    return convolve_images(x, weight, list(each(padding, axes)), exact)
+
+
+@torch.library.custom_op("clipsight_onnx::convolve_images", mutates_args=())
+def convolve_images(x: Tensor, weight: Tensor, padding: list[int], exact: bool) -> Tensor:
+    """`convolve` in the form for ONNX Runtime: to a tracer one op, of which the exporter traces the parts."""
+    return images(x, weight, padding, exact)
+
+
+@convolve_images.register_fake
+def _(x: Tensor, weight: Tensor, padding: list[int], exact: bool) -> Tensor:
+    lengths = (n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True))
+    return x.new_empty(x.shape[0], weight.shape[0], *lengths)
+
+
+def images(x: Tensor, weight: Tensor, padding: Sequence[int], exact: bool) -> Tensor:
+    """What `convolve_images` is made of."""
+    in_time, *in_frame = padding
     taps = int(weight.shape[2])
     frames = int(x.shape[2]) + 2 * in_time - taps + 1
     form = _by_four_products if taps == 3 and frames > 1 and not exact else _side_by_side

@@ -59,7 +59,7 @@ def _decompose(program: ExportedProgram, table: Table) -> ExportedProgram:
         elif op_of(node) in ("view", "_unsafe_view", "reshape"):
             node.target = aten.reshape.default
         elif node.target in table or (node.target not in standard and node.target._can_decompose()):
-            _replace(node, table, mode)
+            _put(node, _parts_of(node, table, mode))
     _name_outputs(program)
     graph.eliminate_dead_code()
     graph.lint()
@@ -79,10 +79,25 @@ def _one_free(tensor: Tensor) -> list[int]:
     return lengths if lengths.count(-1) <= 1 and 0 not in lengths else []
 
 
-def _replace(node: Node, table: Table, mode) -> None:
-    """Puts in the place of a node what its op is made of."""
+def expand(program: ExportedProgram, op: torch._ops.OpOverload, function: Callable) -> None:
+    """Puts in the place of each node of an op what `function` does, which is traced once for all that are alike."""
+    traced: dict[str, Graph] = {}
+    for node in program.graph.find_nodes(op="call_function", target=op):
+        alike = str(torch.fx.node.map_arg((node.args, node.kwargs), lambda read: _kind(read.meta["val"])))
+        if alike not in traced:
+            traced[alike] = _parts_of(node, {op: function}, node.meta["val"].fake_mode, pre_dispatch=True)
+        _put(node, traced[alike])
+    _name_outputs(program)
+    program.graph_module.recompile()
+
+
+def _kind(value) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, Tensor) else str(value)
+
+
+def _parts_of(node: Node, table: Table, mode, pre_dispatch: bool = False) -> Graph:
+    """What a node's op is made of, as a graph of its own."""
     reads = node.all_input_nodes
-    values = [read.meta["val"] for read in reads]
 
     def alone(*given):
         known = dict(zip(reads, given, strict=True))
@@ -90,8 +105,12 @@ def _replace(node: Node, table: Table, mode) -> None:
         return node.target(*args, **kwargs)
 
     with mode, torch.no_grad():
-        parts = make_fx(alone, decomposition_table=table)(*values).graph
-    graph, copies = node.graph, dict(zip(parts.find_nodes(op="placeholder"), reads, strict=True))
+        return make_fx(alone, table, pre_dispatch=pre_dispatch)(*(read.meta["val"] for read in reads)).graph
+
+
+def _put(node: Node, parts: Graph) -> None:
+    """Puts parts in the place of a node."""
+    graph, copies = node.graph, dict(zip(parts.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
     with graph.inserting_before(node):
         for part in parts.nodes:
             if part.op == "call_function":

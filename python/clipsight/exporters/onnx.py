@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +11,11 @@ import torch
 from torch.export import ExportedProgram
 
 from ..backward.chunks import Chunks, stopping_early, sums_apart
-from ..backward.convolve import for_onnx
+from ..backward.convolve import convolve_images, for_onnx, images
 from ..manifest import METADATA_KEY, Manifest
 from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
 from .check import ExportError, check_file
-from .decompose import decompose_where_needed
+from .decompose import decompose_where_needed, expand
 from .onnx_simplify import simplify
 from .program import Program, random_inputs
 from .quiet import quiet
@@ -43,11 +45,8 @@ class Captured(NamedTuple):
 
 def capture(program: Program) -> list[Captured]:
     """The program at each size; then what makes a clip of frames, where it takes those."""
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"export: '.onnx' needs the extra 'onnx': pip install 'clipsight[onnx]' ({error})") from error
+    if missing := [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]:
+        raise ImportError(f"export: '.onnx' needs the extra 'onnx': pip install 'clipsight[onnx]' (no {missing[0]})")
     explained = program.explained
     if explained.compute_dtype == torch.bfloat16:
         raise ValueError(
@@ -74,8 +73,8 @@ def capture(program: Program) -> list[Captured]:
     return captured
 
 
-def build(program: Program, captured: list[Captured]):
-    """An `onnx.ModelProto`; with several sizes the weights are stored once, beside one branch per size."""
+def build(program: Program, captured: list[Captured]) -> bytes:
+    """The file without its manifest; with several sizes the weights are stored once, beside one branch per size."""
     table = onnx_plugin.translation_table() if program.plugin else None
     if program.explained.compute_dtype == torch.float64:
         table = onnx_double.translation_table()
@@ -87,13 +86,21 @@ def build(program: Program, captured: list[Captured]):
     model = models[0] if len(models) == 1 else onnx_graph.by_size(models, program.sizes)
     for graph in frames:
         onnx_graph.prepend(_write(graph, ("clip",)), model, program.preprocessing.crop)
-    return model
+    return model.SerializeToString()
 
 
-def save(model, path: Path, manifest: Manifest) -> None:
-    del model.metadata_props[:]
-    model.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
-    path.write_bytes(model.SerializeToString())
+def save(model: bytes, path: Path, manifest: Manifest) -> None:
+    """The manifest comes last in the file, so that another one takes its place without writing the weights again."""
+    from onnx import ModelProto
+
+    end = ModelProto()
+    end.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
+    with path.open("r+b" if path.exists() else "wb") as file:
+        if file.seek(0, os.SEEK_END) < len(model):
+            file.write(model)
+        file.seek(len(model))
+        file.write(end.SerializeToString())
+        file.truncate()
 
 
 def check(program: Program, path: Path, example) -> dict:
@@ -147,6 +154,7 @@ def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_na
     oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)  # no branch for a batch of one
     with quiet(), torch.no_grad(), for_onnx(), sums_apart() as sums, oblivious:
         graph = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
+        expand(graph, convolve_images._opoverload, images)
     return Captured(graph, input_names, axes, sums)
 
 
@@ -158,7 +166,7 @@ def _write(captured: Captured, names, custom_translation_table: dict | None = No
     with quiet(), torch.no_grad(), for_onnx():
         graph, inputs, axes = captured.graph, captured.input_names, captured.axes
         written = write(graph, inputs, axes, names) if custom_translation_table is None else None
-        if written is None:
+        if by_torch := written is None:
             written = torch.onnx.export(
                 decompose_where_needed(graph),
                 dynamo=True,
@@ -170,7 +178,7 @@ def _write(captured: Captured, names, custom_translation_table: dict | None = No
                 optimize=False,
                 verbose=False,
             ).model
-        simplify(written, keep_norms=bool(captured.sums))
+        simplify(written, keep_norms=bool(captured.sums), fold=by_torch)
     model = to_proto(written)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
         del part.metadata_props[:]  # stack traces: half of a small file, with the paths of this machine

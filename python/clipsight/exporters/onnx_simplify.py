@@ -14,20 +14,23 @@ import numpy as np
 ROUNDS = 2  # what one rule leaves behind another may take up
 
 
-def simplify(model, keep_norms: bool = False) -> None:
-    """Folds constants, removes what changes nothing, and keeps equal nodes and equal constants once.
+def simplify(model, keep_norms: bool = False, fold: bool = True) -> None:
+    """Removes what changes nothing, and keeps equal nodes and equal constants once.
 
     Args:
         model: an `onnx_ir.Model`; changed in place.
         keep_norms: leave batch norms and the weights in front of them as they are, for another graph to read, too.
+        fold: look for constants, too, and for the shapes of tensors; where they are not known yet.
     """
     from onnx_ir.passes import common
-    from onnxscript import optimizer
 
     if model.functions:
         common.InlinePass()(model)
     for _ in range(ROUNDS):
-        optimizer.fold_constants(model, onnx_shape_inference=True)
+        if fold:
+            from onnxscript import optimizer
+
+            optimizer.fold_constants(model, onnx_shape_inference=True)
         _apply_rules(model.graph, RULES.keys() - ({"BatchNormalization"} if keep_norms else set()))
         common.RemoveUnusedNodesPass()(model)
     for last in (

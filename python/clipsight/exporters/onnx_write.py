@@ -7,6 +7,7 @@ op or a type is not in the table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from .decompose import without_aliases
 from .onnx_ops import CHECKS, TABLE, TORCH_TYPES, TYPES, Unknown, need
 
 OPSET, IR_VERSION = 18, 10
+LARGEST_FOLDED = 1 << 13  # values; what is made of larger weights would stand in the file beside them
 
 
 def write(program: ExportedProgram, input_names: Sequence[str], axes: Sequence[Mapping[int, str]], output_names):
@@ -53,6 +55,7 @@ class _Writer:
         self.nodes: list[ir.Node] = []
         self.node: Node | None = None
         self._values: dict[Node, object] = {}
+        self._known: dict[Node, Tensor] = {}
         self._constants: dict[tuple, ir.Value] = {}
         self._initializers: list[ir.Value] = []
         self._letters: dict[str, str] = {}
@@ -61,7 +64,7 @@ class _Writer:
         inputs = self._placeholders(program, input_names, axes)
         for self.node in program.graph.nodes:
             if self.node.op == "call_function" and self.node.target not in CHECKS:
-                self._values[self.node] = self._written()
+                self._values[self.node] = self._folded() or self._written()
             elif self.node.op not in ("call_function", "placeholder", "output"):
                 raise Unknown(self.node.op)
         (results,) = next(iter(reversed(program.graph.nodes))).args
@@ -92,9 +95,22 @@ class _Writer:
                 inputs.append(value)
             else:
                 known = program.constants if spec.target in program.constants else program.state_dict
-                value = self._initializer(known[spec.target].detach().cpu().numpy(), spec.target)
+                self._known[node] = known[spec.target].detach()
+                value = self._initializer(self._known[node].cpu().numpy(), spec.target)
             self._values[node] = self._described(value, tensor)
         return inputs
+
+    def _folded(self) -> ir.Value | None:
+        """A small constant, where the op makes one of constants."""
+        node, made = self.node, self.node.meta["val"]
+        lengths = made.shape if isinstance(made, Tensor) else [LARGEST_FOLDED + 1]
+        if not all(isinstance(n, int) for n in lengths) or math.prod(lengths) > LARGEST_FOLDED:
+            return None
+        if not all(read in self._known for read in node.all_input_nodes):
+            return None
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), self._known.__getitem__)
+        self._known[node] = node.target(*args, **kwargs)
+        return self._described(self._initializer(self._known[node].cpu().numpy(), node.name), made)
 
     def _written(self):
         rule = TABLE.get(self.node.target)
