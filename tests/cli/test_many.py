@@ -308,6 +308,7 @@ def test_command_line_with_ray(ray, videos, tmp_path):
     assert json.loads((folder / "done.json").read_text())["video"] == videos[0]
 
 
+@pytest.mark.full
 def test_command_line_with_the_address_of_a_cluster(ray, videos, tmp_path):
     """From another folder than the cluster's own, with relative paths."""
     shutil.copy(videos[0], tmp_path / "clip.mp4")

@@ -67,7 +67,7 @@ def test_a_file_of_each_format_equals_eager(tmp_path, file, name):
 
 @pytest.mark.parametrize(
     "file",
-    ["fused.onnx", "plain.pt", *(pytest.param(file, marks=pytest.mark.full) for file in ("plain.onnx", "fused.pt"))],
+    ["plain.pt", *(pytest.param(file, marks=pytest.mark.full) for file in ("fused.onnx", "plain.onnx", "fused.pt"))],
 )
 def test_a_file_with_every_option(file, tmp_path):
     """Classes as an input, maps on demand, bytes in and out, two clip lengths."""

@@ -225,6 +225,16 @@ OPS = {
     "shapes": lambda x: (x.flatten(1, 2), x.flatten(0, 1).unflatten(0, (-1, 4)), x[:, :, :1].expand(-1, -1, 5, -1)),
     "new ones": lambda x: (x.new_zeros(x.shape[0], 3), torch.full_like(x, 2.5), torch.arange(5) + x.argmax(3)),
     "of the largest": lambda x: (*x.flatten(1).topk(3, 1), x.softmax(1), x[:, torch.tensor([2, 0])]),
+    "rounded": lambda x: (x.round(), (3 * x).floor(), x.ceil(), (x.abs() + 0.1).reciprocal()),
+    "the other way round": lambda x: (2 - x, ~(x > 0), F.silu(x)),
+    "picked": lambda x: (
+        x.narrow(2, 1, 3),
+        x.gather(1, x.topk(2, 1).indices),
+        x.index_select(-1, torch.tensor([4, 0])),
+    ),
+    "norms": lambda x: (torch.linalg.vector_norm(x, dim=(1, 2)), torch.linalg.vector_norm(x, dim=3, keepdim=True)),
+    "nearest": lambda x: (F.interpolate(x.unsqueeze(1), (3, 12, 6)), F.interpolate(x.unsqueeze(2), (1, 7, 13))),
+    "its own length": lambda x: (torch.full((x.shape[0], 2), x.shape[0]), x + torch.full((), x.shape[0])),
     "poolings": lambda x: (F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2, 1, 1, count_include_pad=False)),
     "convolutions": lambda x: (
         F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1, 1, 2),
@@ -251,6 +261,27 @@ def test_rules_of_the_table(ops, monkeypatch):
         clip = torch.randn(batch, 4, 5, 6) + weights
         for got, want in zip(session.run(None, {"clip": clip.numpy()}), Module()(clip), strict=True):
             torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("numbers, folded", [(32, True), (onnx_write.LARGEST_FOLDED, False)])
+def test_small_constants_are_folded(numbers, folded):
+    """What is made of large ones is not: it would stand in the file beside them."""
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, numbers))
+
+        def forward(self, clip):
+            return (clip * self.weight.t().flatten().cos().sum(),)
+
+    module, clip = Module().eval(), torch.randn(3, 4, 5, 6)
+    proto = exporter.convert(module, (clip,), ["y"])
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds == (["Mul"] if folded else [*kinds[:-2], "ReduceSum", "Mul"])
+    assert sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= (64 if folded else 9 * numbers)
+    (got,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"clip": clip.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), module(clip)[0].detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_table_lacks_is_written_by_torch():

@@ -165,7 +165,7 @@ def _write(captured: Captured, names, custom_translation_table: dict | None = No
 
     with quiet(), torch.no_grad(), for_onnx():
         graph, inputs, axes = captured.graph, captured.input_names, captured.axes
-        written = write(graph, inputs, axes, names) if custom_translation_table is None else None
+        written = write(graph, inputs, axes, names)
         if by_torch := written is None:
             written = torch.onnx.export(
                 decompose_where_needed(graph),

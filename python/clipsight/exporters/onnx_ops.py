@@ -11,7 +11,7 @@ import onnx_ir as ir
 import torch
 
 from ..backward.convolve import each
-from . import onnx_loop
+from . import onnx_loop, onnx_plugin
 
 aten = torch.ops.aten
 
@@ -29,6 +29,7 @@ TYPES = _Types(
     {
         torch.float32: ir.DataType.FLOAT,
         torch.float64: ir.DataType.DOUBLE,
+        torch.float16: ir.DataType.FLOAT16,
         torch.int64: ir.DataType.INT64,
         torch.int32: ir.DataType.INT32,
         torch.uint8: ir.DataType.UINT8,
@@ -60,6 +61,16 @@ def _sum(kind: str) -> Callable:
         return w.op(kind, x, y if alpha == 1 else w.op("Mul", *w.alike(y, alpha)))
 
     return rule
+
+
+def _less_than_number(w, x, number, alpha=1):
+    need(alpha == 1)
+    return w.op("Sub", *w.alike(number, x))
+
+
+def _opposite(w, x):
+    need(x.dtype == ir.DataType.BOOL)
+    return w.op("Not", x)
 
 
 def _both(kind: str) -> Callable:
@@ -121,6 +132,15 @@ def _indexed(w, x, indices):
     at = [i for i, index in enumerate(indices) if index is not None]
     need(len(at) == 1 and indices[at[0]].dtype == ir.DataType.INT64)
     return w.op("Gather", x, indices[at[0]], axis=at[0])
+
+
+def _picked(w, x, dim, indices):
+    return w.op("Gather", x, indices, axis=dim % len(x.shape))
+
+
+def _norm(w, x, ord=2, dim=None, keepdim=False, dtype=None):
+    need(ord == 2 and dtype is None)
+    return _reduced("ReduceL2")(w, x, dim, keepdim)
 
 
 def _one_of(w, x, dim, index):
@@ -230,9 +250,25 @@ def _unsqueezed(w, x, dim):
     return w.op("Unsqueeze", x, w.ints(dim % (len(x.shape) + 1)))
 
 
+def _nearest(w, x, size, factors):
+    """As torch does it: output voxel i is input voxel floor(i * in / out), in float32."""
+    need(factors is None)
+    for axis, (n, out) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
+        if n != out:
+            at = np.floor(np.arange(out, dtype=np.float32) * np.float32(n / out)).astype(np.int64)
+            x, shape = w.op("Gather", x, w.constant(np.minimum(at, n - 1)), axis=axis), x.shape
+            x.shape = ir.Shape([*shape[:axis], out, *shape[axis + 1 :]])
+    return x
+
+
+def _spatial(x, rank: int) -> int:
+    """The number of axes behind the channels, which an op of images or clips has. For float64 see onnx_double.py."""
+    need(len(x.shape) == rank + 2 and x.dtype != ir.DataType.DOUBLE)
+    return rank
+
+
 def _convolved(w, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    rank = len(weight.shape) - 2
-    need(len(x.shape) == rank + 2)
+    rank = _spatial(x, len(weight.shape) - 2)
     stride, dilation = each(stride, rank), each(dilation, rank)
     if isinstance(padding, str):
         reach = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -244,8 +280,7 @@ def _convolved(w, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=
 
 
 def _convolved_back(w, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-    rank = len(weight.shape) - 2
-    need(len(x.shape) == rank + 2)
+    rank = _spatial(x, len(weight.shape) - 2)
     inputs = (x, weight) if bias is None else (x, weight, bias)
     return w.op(
         "ConvTranspose",
@@ -275,7 +310,7 @@ def _max_pooled(w, x, kernel, stride=(), padding=0, dilation=1, ceil_mode=False)
 
 
 def _mean_pooled(w, x, kernel, stride=(), padding=0, ceil_mode=False, count_include_pad=True, divisor=None):
-    rank = len(x.shape) - 2
+    rank = _spatial(x, len(x.shape) - 2)
     need(not ceil_mode and divisor is None)
     kernel = each(kernel, rank)
     window = {"kernel_shape": kernel, "strides": each(stride, rank, kernel), "count_include_pad": count_include_pad}
@@ -317,10 +352,13 @@ def _filled(value: float | None = None, at: int = 1) -> Callable:
 
     def rule(w, *args, **_):
         lengths, number = args[at - 1], args[at] if value is None else value
-        need(not isinstance(number, ir.Value))
         like = lengths if isinstance(lengths, ir.Value) else None
         lengths = lengths if like is None else [*w.made.shape]
         kind = TYPES[w.made.dtype]
+        if isinstance(number, ir.Value):  # a length
+            need(like is None)
+            number = w.cast(number, kind)
+            return w.op("Expand", number, w.shape(lengths)) if lengths else w.op("Squeeze", number)
         if all(isinstance(length, int) for length in lengths) and math.prod(lengths) <= 1 << 10:
             return w.constant(np.full(lengths, number, kind.numpy()))
         shape = w.shape(lengths) if like is None else w.op("Shape", like)
@@ -352,7 +390,8 @@ def _overloads(*ops) -> list:
 
 CHECKS = {aten._assert_tensor_metadata.default, aten._assert_scalar.default}
 _UNARY = {
-    **dict.fromkeys(("abs", "neg", "sqrt", "exp", "log", "relu", "sigmoid", "tanh", "sign"), None),
+    **dict.fromkeys(("abs", "ceil", "exp", "floor", "log", "neg", "reciprocal", "relu", "round"), None),
+    **dict.fromkeys(("sigmoid", "sign", "sqrt", "tanh"), None),
     "isnan": "IsNaN",
     "logical_not": "Not",
 }
@@ -370,6 +409,8 @@ TABLE: dict[Callable, Callable] = {
     aten.pow.Tensor_Scalar: _power,
     **dict.fromkeys((aten.bitwise_and.Tensor, aten.__and__.Tensor), _both("And")),
     **dict.fromkeys((aten.bitwise_or.Tensor, aten.__or__.Tensor), _both("Or")),
+    aten.rsub.Scalar: _less_than_number,
+    aten.bitwise_not.default: _opposite,
     aten.square.default: lambda w, x: w.op("Mul", x, x),
     aten.rsqrt.default: _square_root_below,
     aten.matmul.default: _node("MatMul"),
@@ -388,14 +429,18 @@ TABLE: dict[Callable, Callable] = {
     aten.mean.dim: _reduced("ReduceMean"),
     aten.amax.default: _reduced("ReduceMax"),
     aten.amin.default: _reduced("ReduceMin"),
+    aten.linalg_vector_norm.default: _norm,
     aten.argmax.default: _largest,
     aten.topk.default: _top,
     aten.index.Tensor: _indexed,
+    aten.index_select.default: _picked,
     aten.select.int: _one_of,
     aten.unbind.int: _each_of,
     **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default), _split),
     aten.split.sizes: _split,
     aten.slice.Tensor: _part,
+    aten.narrow.default: lambda w, x, dim, start, length: _part(w, x, dim, start, start + length),
+    aten.gather.default: lambda w, x, dim, at, **_: w.op("GatherElements", x, at, axis=dim % len(x.shape)),
     aten.flip.default: _turned,
     aten.cat.default: _joined,
     aten.stack.default: _stacked,
@@ -420,7 +465,9 @@ TABLE: dict[Callable, Callable] = {
     **dict.fromkeys((aten.avg_pool2d.default, aten.avg_pool3d.default), _mean_pooled),
     **dict.fromkeys((aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default), _globally_pooled),
     aten.linear.default: _linear,
+    aten.upsample_nearest3d.vec: _nearest,
     aten.softmax.int: _softmax,
+    aten.silu.default: lambda w, x: w.op("Mul", x, w.op("Sigmoid", x)),
     **dict.fromkeys([*_overloads(aten.to), aten._to_copy.default, aten.type_as.default], _cast),
     **dict.fromkeys((aten.clone.default, aten.contiguous.default), _same),
     **dict.fromkeys((aten.dropout.default, aten.feature_dropout.default), _not_dropped),
@@ -442,4 +489,5 @@ TABLE: dict[Callable, Callable] = {
     operator.floordiv: _of_lengths("Div"),
     aten.promote_types.default: lambda w, one, other: torch.promote_types(one, other),
     torch.ops.clipsight_onnx.sum_of_chunks.default: _sum_of_chunks,
+    **onnx_plugin.rules(),
 }

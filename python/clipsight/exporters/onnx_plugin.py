@@ -50,28 +50,50 @@ ATTRIBUTES = {
 }
 
 
+def rules() -> dict[Callable, Callable]:
+    """For the table of :mod:`clipsight.exporters.onnx_ops`: each op of clipsight becomes its node."""
+    return {getattr(torch.ops.clipsight, op).default: _rule(op) for op in NODES}
+
+
 def translation_table() -> dict[Callable, Callable]:
-    """For torch.onnx.export(custom_translation_table=...): each op of clipsight becomes its node."""
+    """The same for torch.onnx.export(custom_translation_table=...)."""
     return {getattr(torch.ops.clipsight, op).default: _translation(op) for op in NODES}
+
+
+def _rule(op: str) -> Callable:
+    name, _, outputs = NODES[op]
+
+    def rule(w, *given, **named):
+        inputs, attributes = _inputs_and_attributes(op, given, named)
+        return w.op(name, *inputs, outputs=len(outputs), domain=DOMAIN, **attributes)
+
+    return rule
 
 
 def _translation(op: str) -> Callable:
     from onnxscript.values import Op, Opset
 
     node = Op(Opset(DOMAIN, VERSION), NODES[op][0], _schema(op))
-    arguments = getattr(torch.ops.clipsight, op).default._schema.arguments
-    tensors = {*NODES[op][1], *OPTIONAL_INPUT}
 
     def translate(*given, **named):
-        values = {a.name: a.default_value for a in arguments}
-        values |= dict(zip(values, given, strict=False)) | named
-        inputs = [value for name, value in values.items() if name in tensors]
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        attributes = {name: value for name, value in values.items() if name not in tensors and value is not None}
+        inputs, attributes = _inputs_and_attributes(op, given, named)
         return node(*inputs, **attributes)
 
     return translate
+
+
+def _inputs_and_attributes(op: str, given, named) -> tuple[list, dict]:
+    """Of the node, from the arguments of torch's op."""
+    arguments = getattr(torch.ops.clipsight, op).default._schema.arguments
+    tensors = {*NODES[op][1], *OPTIONAL_INPUT}
+    values = {a.name: a.default_value for a in arguments}
+    values |= dict(zip(values, given, strict=False)) | named
+    inputs = [value for name, value in values.items() if name in tensors]
+    while inputs and inputs[-1] is None:
+        inputs.pop()
+    kinds = {a.name: float if "float" in a.type.annotation_str else lambda value: value for a in arguments}
+    attributes = {n: kinds[n](value) for n, value in values.items() if n not in tensors and value is not None}
+    return inputs, attributes
 
 
 def _schema(op: str):
