@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("networkx")
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib.font_manager")  # which starts a process where it has not seen the fonts yet
 pytest.importorskip("av")
 import networkx
 
