@@ -74,7 +74,7 @@ struct Cell {
   /// Coefficients of the rows row - 1 .. row + 2.
   __device__ const float* line(int k) const { return plane + static_cast<int>(reflect(row - 1 + k, h)) * w; }
 
-/// Encloses all values of the cell: the spline is the product of two, so the control values of the one are the
+  /// Encloses all values of the cell: the spline is the product of two, so the control values of the one are the
   /// coefficients of the other.
   __device__ Extent enclosure(int order) const {
     int at[4];
@@ -224,8 +224,7 @@ __global__ void __launch_bounds__(kBlock)
       const Extent range = find_range(plan, for_range, peak);
       if (threadIdx.x == 0) state->low = range.low, state->high = range.high;
     }
-    __syncthreads();  // the next frame overwrites what is shared
-  }
+  }  // what is shared is overwritten behind the barriers in the next frame's first block_reduce
 }
 
 /// Tables that are too long for one kernel's arguments, piece by piece.

@@ -84,7 +84,7 @@ struct Engine {
   Fiber* running = nullptr;
   Launch* launch = nullptr;
   std::vector<std::unique_ptr<Fiber>> all;
-  std::vector<Fiber*> unused, ready;
+  std::vector<Fiber*> unused, ready, late;  // late: run where no other can
   std::vector<void*> to_free;
   bool block_ended = false, stuck = false;
   cudaError_t error = cudaSuccess;
@@ -112,6 +112,7 @@ void as_host(Work work) {
 void live();
 
 Fiber* pick() {
+  if (engine.ready.empty()) engine.ready.swap(engine.late);
   const size_t i = engine.random.below(engine.ready.size());
   std::swap(engine.ready[i], engine.ready.back());
   Fiber* fiber = engine.ready.back();
@@ -122,7 +123,7 @@ Fiber* pick() {
 /// Leaves the running fiber, which waits or is ready, for another, or for the host where none can run.
 void give_way() {
   Fiber& self = *engine.running;
-  if (engine.block_ended || engine.ready.empty()) {
+  if (engine.block_ended || (engine.ready.empty() && engine.late.empty())) {
     engine.stuck = !engine.block_ended;
     engine.running = nullptr;
     self.stack.leave_for(engine.host);
@@ -207,7 +208,7 @@ std::unique_ptr<Block> start_block(Dim3 index, const Config& config) {
     block->fibers.push_back(fiber);
     make_ready(fiber);
   }
-  engine.ready.reserve(2 * engine.all.size());  // fibers must not allocate
+  for (auto* waiting : {&engine.ready, &engine.late}) waiting->reserve(2 * engine.all.size());  // fibers must not allocate
   ++engine.counters.blocks;
   engine.counters.threads += block->threads;
   return block;
@@ -228,6 +229,7 @@ void report_stuck(const std::vector<std::unique_ptr<Block>>& blocks) {
     engine.unused.insert(engine.unused.end(), block->fibers.begin(), block->fibers.end());
   }
   engine.ready.clear();
+  engine.late.clear();
   fault("%s: no thread can go on:%s", engine.launch->name, where.c_str());
   engine.error = cudaErrorLaunchFailure;
 }
@@ -329,7 +331,10 @@ void may_give_way() {
 }
 
 void fence() {
-  may_give_way();
+  if (engine.random.below(2) != 0) {  // what was written may stay on its way until all other blocks have ended
+    engine.late.push_back(engine.running);
+    give_way();
+  }
   release(&engine.fence_tag);
   acquire(&engine.fence_tag);
 }

@@ -53,8 +53,10 @@ DType stored_type() { return draw.of({DType::float32, DType::float16, DType::bfl
 
 void channel_reduce() {
   const DType dtype = stored_type();
-  const int64_t n = draw.size({1, 1, 2, 3}), c = draw.size({1, 2, 3, 8, 31, 37, 64, 130, 512, 2048});
-  const int64_t s = draw.size({1, 2, 7, 8, 9, 31, 33, 49, 98, 196}), m = draw.size({1, 1, 2, 3, 4, 5, 9});
+  const bool many = draw.one_in(6);  // enough for tiles of several columns
+  const int64_t n = many ? 140 : draw.size({1, 1, 2, 3}), m = draw.size({1, 1, 2, 3, 4, 5, 9});
+  const int64_t c = many ? draw.size({1, 3, 31}) : draw.size({1, 2, 3, 8, 31, 37, 64, 130, 512, 2048});
+  const int64_t s = many ? draw.size({1, 7, 9, 33}) : draw.size({1, 2, 7, 8, 9, 31, 33, 49, 98, 196});
   const bool last = draw.one_in(2), own_weights = draw.one_in(2), bad = draw.one_in(6);
   const int64_t padding = draw.one_in(3) ? draw.size({1, 4, 8}) : 0;
   const int64_t offset = draw.size({0, 0, 1, 2}), weight_offset = draw.size({0, 0, 1});
