@@ -167,6 +167,7 @@ int clipsight_open(const char* path, const clipsight_options* given, clipsight_s
       options.threads = o.threads;
       options.onnxruntime_library = text_or_empty(o.onnxruntime_library);
       options.plugin_library = text_or_empty(o.plugin_library);
+      options.kind = text_or_empty(o.kind);
     }
     *session = handles().add(Session::open(path, options, o.abi));
   });

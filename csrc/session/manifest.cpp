@@ -88,6 +88,21 @@ void check_version(const Json& json) {
               "); upgrade clipsight to read this file");
 }
 
+/// Throws where the file asks more of a machine than an export does: any library could be named here, and entries of a
+/// session name files that ONNX Runtime would write or load.
+void check_safe(const Manifest& m) {
+  if (!m.plugin_library.empty() && m.plugin_library != "clipsight_torch" && m.plugin_library != "clipsight_onnxruntime") {
+    throw Error("open: the manifest's plugin must be clipsight_torch or clipsight_onnxruntime, got '" +
+                m.plugin_library + "'");
+  }
+  if (m.plugin_required && m.plugin_library.empty()) throw Error("open: the manifest's plugin must have a name, got ''");
+  for (const auto& [key, value] : m.session) {
+    if (key == "session.disable_prepacking" && value == "1") continue;
+    throw Error("open: the manifest's session must have the entry session.disable_prepacking = 1 only, got '" + key +
+                "' = '" + value + "'");
+  }
+}
+
 Manifest read_manifest(const Json& json) {
   check_version(json);
   Manifest m;
@@ -125,6 +140,7 @@ Manifest read_manifest(const Json& json) {
   m.plugin_required = plugin.at("required").boolean();
   m.plugin_library = text_or_empty(plugin, "library");
   m.plugin_minimum_version = text_or_empty(plugin, "minimum_version");
+  check_safe(m);
   return m;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -45,6 +46,20 @@ BackendFactory factory_of(const std::string& path, const std::string& kind) {
   }
   if (kind == "onnx") hint = "; build clipsight with CLIPSIGHT_ONNXRUNTIME=ON";
   throw Error("open: '" + path + "' must be of a kind that this program has a back end for, got '" + kind + "'" + hint);
+}
+
+/// A file is opened as what its suffix says: .onnx is data, the others are code, which acts on the machine. A file of
+/// another suffix may be data.
+void check_kind(const std::string& path, const std::string& kind, const std::string& stated) {
+  const std::map<std::string, std::string> kinds{{".onnx", "onnx"}, {".pt", "torchscript"}, {".pt2", "aot"}};
+  const auto known = kinds.find(std::filesystem::path(path).extension().string());
+  const std::string expected = !stated.empty() ? stated : known != kinds.end() ? known->second : "onnx";
+  if (kind == expected) return;
+  const std::string by = !stated.empty()        ? "Options::kind"
+                         : known != kinds.end() ? "its suffix '" + known->first + "'"
+                                                : "a suffix that no export has";
+  throw Error("open: '" + path + "' must be of the kind '" + expected + "' by " + by + ", got '" + kind +
+              "'; a file that may run code is opened under its own suffix, or with Options::kind where you trust it");
 }
 
 /// A logit of any floating type; NaN for another one.
@@ -108,6 +123,7 @@ Session Session::open(const std::string& path, const Options& options, int abi) 
   auto state = std::make_unique<State>();
   state->device = parse_device(options.device);
   state->manifest = Manifest::read(path);
+  check_kind(path, state->manifest.kind, options.kind);
   const BackendFactory factory = factory_of(path, state->manifest.kind);
   check_plugin_version(state->manifest);
   state->backend = factory(path, state->manifest, options);

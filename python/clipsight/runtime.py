@@ -11,34 +11,37 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
-from .manifest import LoadError, Manifest, OptionInput, read_manifest
+from .manifest import KINDS, LoadError, Manifest, OptionInput, check_kind, read_manifest
 from .onnx_runtime import onnx_session, session_options
 
 __all__ = ["LoadError", "Loaded", "load"]
 
 
-def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = None) -> Loaded:
-    """Loads a file that `clipsight.export` wrote; its content, not its name, tells the format.
+def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = None, kind: str | None = None) -> Loaded:
+    """Loads a file that `clipsight.export` wrote.
+
+    An ONNX model is data. A TorchScript archive and a `.pt2` package are code, which runs on this machine with all that
+    you may do there: open only those that you trust (SECURITY.md).
 
     Args:
-        path: a TorchScript archive, an ONNX model or a compiled `.pt2` package.
+        path: an ONNX model (`.onnx`), a TorchScript archive (`.pt`) or a compiled package (`.pt2`).
         device: `"cpu"`, or `"cuda"` where torch or ONNX Runtime has it.
         threads: threads of one call; by default the runtime's own choice.
+        kind: `"onnx"`, `"torchscript"` or `"aot"`, for a file whose suffix does not say it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        LoadError: the file is damaged, not one of clipsight's, or newer than this clipsight; or the native library, the
-            runtime or the device that it needs is missing.
+        LoadError: the file is damaged, not one of clipsight's, not of the kind that its suffix says, or newer than this
+            clipsight; or the native library, the runtime or the device that it needs is missing.
     """
+    if kind is not None and kind not in KINDS.values():
+        raise ValueError(f"load: kind must be one of {list(KINDS.values())}, got {kind!r}")
     manifest = read_manifest(path)
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"load: device must be 'cpu' or 'cuda', got {device!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"load: threads must be at least 1, got {threads}")
-    if manifest.kind not in _RUNTIMES:
-        raise LoadError(
-            f"load: '{path}' must be of a kind in {list(_RUNTIMES)}, got {manifest.kind!r}; upgrade clipsight"
-        )
+    check_kind(path, manifest.kind, kind)
     return Loaded(manifest, _RUNTIMES[manifest.kind](Path(path), manifest, device, threads))
 
 

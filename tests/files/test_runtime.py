@@ -72,13 +72,6 @@ def test_threads_stay_as_they_were(files):
     assert torch.get_num_threads() == before
 
 
-def test_content_decides_not_the_suffix(files, tmp_path):
-    for name, kind in (("x.pt", "torchscript"), ("x.onnx", "onnx")):
-        renamed = tmp_path / f"{kind}.model"
-        renamed.write_bytes(files[name].read_bytes())
-        assert load(renamed).manifest.kind == kind
-
-
 def test_onnx_runs_without_torch(files, tmp_path):
     np.save(tmp_path / "clip.npy", networks.clip(2).numpy())
     code = """

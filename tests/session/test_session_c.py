@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import subprocess
 from ctypes import byref, c_char_p, c_double, c_size_t, c_uint64
 from functools import partial
 
@@ -13,9 +14,10 @@ import torch
 
 import networks
 from artifacts import HEADS
+from building import compiler
 from clipsight import load
 from helpers import onnxruntime_library
-from session_api import CError, Class, CSession, Options, Port, Tensor, load_library
+from session_api import ABI, CError, Class, CSession, Options, Port, Tensor, load_library
 from session_files import assert_message, bad_files, with_manifest
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -193,9 +195,42 @@ def test_bad_files(broken):
         assert_message(f"{name}: {caught.value}", message)
 
 
+def test_nothing_that_a_file_names_is_written_or_loaded(broken):
+    """Behind `test_bad_files`, whose files name them."""
+    folder = broken["a session entry that writes"][0].parent
+    assert not [path for path in folder.iterdir() if path.name.startswith(("written", "evil"))]
+
+
+def test_a_library_that_a_file_names_does_not_run(files, tmp_path):
+    """Its constructor would; where it lies, the file says by a way out of the package's folder."""
+    source, library, mark = tmp_path / "evil.c", tmp_path / "libevil.so", tmp_path / "ran"
+    source.write_text(
+        f'#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ fclose(fopen("{mark}", "w")); }}'
+    )
+    subprocess.run([compiler("C"), "-shared", "-fPIC", source, "-o", library], check=True)
+    name = "/" + "../" * 20 + str(library.with_suffix("")).removeprefix("/").replace("libevil", "evil")
+    for folder in (tmp_path, library.parent):
+        plugin = {"required": True, "library": name.replace("evil", "../" + folder.name + "/libevil")}
+        hostile = with_manifest(files["clip"], tmp_path / "hostile.onnx", plugin=plugin)
+        with pytest.raises(CError, match="plugin must be clipsight_torch or clipsight_onnxruntime"):
+            CSession(hostile, onnxruntime_library())
+    assert not mark.exists()
+    ctypes.CDLL(str(library))  # negative control
+    assert mark.exists()
+
+
+def test_the_kind_may_be_stated(files, tmp_path):
+    renamed = tmp_path / "movers.model"
+    renamed.write_bytes(files["clip"].read_bytes())
+    for options in ({}, {"kind": b"onnx"}):
+        assert_says(CSession(renamed, onnxruntime_library(), **options), files["clip"])
+    with pytest.raises(CError, match="must be of the kind 'aot' by Options::kind, got 'onnx'"):
+        CSession(renamed, onnxruntime_library(), kind=b"aot")
+
+
 def test_bad_options(files, open_session):
-    with pytest.raises(CError, match=r"compiled with headers of ABI version 2.*, got 3"):
-        open_session("clip", abi=3)
+    with pytest.raises(CError, match=r"compiled with headers of ABI version 3.*, got 2"):
+        open_session("clip", abi=2)
     with pytest.raises(CError, match="device must be 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"):
         open_session("clip", device=b"tpu")
     with pytest.raises(CError, match="threads must be 0 or more, got -1"):
@@ -321,7 +356,7 @@ def test_version():
     import clipsight
 
     assert library.clipsight_version().decode() == clipsight.__version__
-    assert library.clipsight_abi_version() == 2
+    assert library.clipsight_abi_version() == ABI
 
 
 def test_the_message_belongs_to_the_thread(open_session):
@@ -339,5 +374,5 @@ def test_the_message_belongs_to_the_thread(open_session):
 
 def test_sizes_of_the_structures():
     """As a C compiler lays them out on a 64-bit machine."""
-    assert [ctypes.sizeof(s) for s in (Options, Tensor, Port, Class)] == [32, 88, 88, 24]
+    assert [ctypes.sizeof(s) for s in (Options, Tensor, Port, Class)] == [40, 88, 88, 24]
     assert ctypes.sizeof(c_size_t) == 8

@@ -13,11 +13,12 @@ from clipsight.manifest import LoadError
 
 DTYPES = ["float32", "float16", "bfloat16", "uint8", "int64", "bool"]
 MAX_RANK = 8
+ABI = 3
 
 
 class Options(Structure):
     _fields_ = [("abi", c_int), ("threads", c_int)] + [
-        (name, c_char_p) for name in ("device", "onnxruntime_library", "plugin_library")
+        (name, c_char_p) for name in ("device", "onnxruntime_library", "plugin_library", "kind")
     ]
 
 
@@ -84,7 +85,7 @@ class CSession:
     def __init__(self, path, runtime, plugin: str = "", threads: int = 0, **options) -> None:
         self.library = load_library()
         self.handle = c_uint64()
-        self.options = Options(2, threads, None, str(runtime).encode(), plugin.encode())
+        self.options = Options(ABI, threads, None, str(runtime).encode(), plugin.encode())
         for name, value in options.items():
             setattr(self.options, name, value)
         self.call("open", str(path).encode(), byref(self.options), byref(self.handle), handle=False)

@@ -94,10 +94,40 @@ def bad_files(good: Path, folder: Path) -> dict[str, tuple[Path, str, str]]:
         ),
         "no fields": (changed("fields", manifest="{}"), "must be clipsight's JSON, got .* a member 'format_version'"),
         "deep JSON": (changed("deep", manifest="[" * 100000), "at most 64 levels"),
-        "other kind": (changed("kind", kind="tensorrt"), "kind that this program has a back end for, got 'tensorrt'"),
+        "other kind": (
+            changed("kind", kind="tensorrt"),
+            "must be of the kind 'onnx' by its suffix '.onnx', got 'tensor",
+        ),
+        "hidden code": (
+            _bytes(folder / "harmless.onnx", archive),
+            "must be of the kind 'onnx' by its suffix '.onnx', got 'torchscript'; a file that may run code",
+        ),
+        "code of no suffix": (
+            _bytes(folder / "harmless", archive),
+            "must be of the kind 'onnx' by a suffix that no export has, got 'torchscript'",
+        ),
+        "data under the suffix of code": (
+            _bytes(folder / "x.pt2", data),
+            "kind 'aot' by its suffix '.pt2', got 'onnx'",
+        ),
         "torch": (folder / "good.pt", "got 'torchscript'; link the CMake target clipsight::torch"),
         "session entries": (changed("entries", session={"one": 1}), "must be clipsight's JSON, got .* a string"),
-        "refused session entry": (changed("entry", session={"": "1"}), r"ONNX Runtime could not read .*[Kk]ey"),
+        "a session entry that writes": (
+            changed("entry", session={"session.collect_node_memory_stats_to_file": str(folder / "written")}),
+            r"session must have the entry .* only, got 'session\.collect_node_memory_stats_to_file' = '.*written'",
+        ),
+        "another value of a session entry": (
+            changed("value", session={"session.disable_prepacking": "0"}),
+            r"session must have the entry .* only, got 'session\.disable_prepacking' = '0'",
+        ),
+        "a library of another folder": (
+            changed("traversal", plugin=needs | {"library": f"/../../../../../../../../{folder}/evil"}),
+            "plugin must be clipsight_torch or clipsight_onnxruntime, got '/[.]",
+        ),
+        "a library of another name": (
+            changed("name", plugin=needs | {"library": "c"}),
+            "plugin must be clipsight_torch or clipsight_onnxruntime, got 'c'",
+        ),
         "damaged graph": (folder / "damaged.onnx", r"ONNX Runtime could not read .*NoSuchOp"),
         "other inputs": (changed("inputs", inputs=renamed), "must have the inputs of its manifest"),
         "other outputs": (changed("outputs", outputs=other), "must have the outputs of its manifest"),

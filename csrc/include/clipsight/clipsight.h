@@ -16,7 +16,7 @@
 #define CLIPSIGHT_API __attribute__((visibility("default")))
 
 /* Changes when a program that was compiled with an older header would misread a structure or a class. */
-#define CLIPSIGHT_ABI_VERSION 2
+#define CLIPSIGHT_ABI_VERSION 3
 #define CLIPSIGHT_MAX_RANK 8
 
 #ifdef __cplusplus
@@ -44,8 +44,9 @@ typedef struct clipsight_options {
   const char* device;
   const char* onnxruntime_library;
   const char* plugin_library;
+  const char* kind;
 } clipsight_options;
-#define CLIPSIGHT_OPTIONS {CLIPSIGHT_ABI_VERSION, 0, NULL, NULL, NULL}
+#define CLIPSIGHT_OPTIONS {CLIPSIGHT_ABI_VERSION, 0, NULL, NULL, NULL, NULL}
 
 /* A contiguous tensor in memory of the caller. */
 typedef struct clipsight_tensor {

@@ -6,7 +6,8 @@
 //   for (const auto& top : clipsight::top_classes(outputs[0], 5, session.manifest().labels)) ...
 //
 // ONNX files run in the ONNX Runtime that the loader finds (libonnxruntime.so.1); TorchScript and .pt2 files in
-// programs that link the CMake target clipsight::torch. Every failure is a clipsight::Error.
+// programs that link the CMake target clipsight::torch. These are code, and ONNX files are data: open only those that you
+// trust. Every failure is a clipsight::Error.
 #pragma once
 
 #include <clipsight/clipsight.h>
@@ -177,6 +178,7 @@ struct Options {
   int threads = 0;                   // of one run; 0: the runtime's own choice
   std::string onnxruntime_library;   // by default libonnxruntime.so.1 as the loader finds it
   std::string plugin_library;        // by default the one that lies beside libclipsight.so
+  std::string kind;                  // "onnx", "torchscript" or "aot", of a file whose suffix does not say it
 };
 
 class Backend;

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__, runtime
-from ..manifest import Manifest, Plugin, weights_digest
+from ..manifest import SESSION_ENTRIES, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
 from .check import ExportError, check_file, half_difference
 from .program import THRESHOLDS, Program
@@ -25,7 +25,7 @@ OUTPUTS = ("float32", "float16", "uint8")
 HALVES = ("float16", "bfloat16")
 # A walk back to the clip reads the weights of a fully connected layer the other way round. Packed for the processor,
 # they would be in memory twice, and are not read any faster.
-SESSION_OF_A_WALK = {"session.disable_prepacking": "1"}
+SESSION_OF_A_WALK = {key: SESSION_ENTRIES[key] for key in ("session.disable_prepacking",)}
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
