@@ -18,10 +18,12 @@ from .preprocessing import Preprocessing
 FORMAT_VERSION = 2
 METADATA_KEY = "clipsight"  # in an ONNX model's metadata_props
 # A file is opened as what its suffix says it is: `.onnx` is data, the others are code.
-KINDS = {".onnx": "onnx", ".pt": "torchscript", ".pt2": "aot"}
+FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
 PLUGIN_LIBRARIES = ("clipsight_torch", "clipsight_onnxruntime")
-# What a file may ask of an ONNX Runtime session; other entries name files that ONNX Runtime would write, or load.
-SESSION_ENTRIES = {"session.disable_prepacking": "1"}
+# What a file with a walk back to the clip asks of an ONNX Runtime session: the walk reads the weights of a fully
+# connected layer the other way round; packed for the processor, they would be in memory twice, and are not read any
+# faster. No file may ask for more: other entries name files that ONNX Runtime would write, or load.
+SESSION_OF_A_WALK = {"session.disable_prepacking": "1"}
 EXTRA_FILE = "clipsight.json"  # among the extra files of a TorchScript archive or `.pt2` package
 
 # A dimension is a number, or the name of one that the caller chooses: "N" (batch), "M" (classes), "T", "H", "W".
@@ -220,22 +222,22 @@ def _safe(manifest: Manifest) -> Manifest:
     library, entries = manifest.plugin.library, manifest.session
     if library not in PLUGIN_LIBRARIES:
         raise LoadError(f"load: the manifest's plugin must be one of {list(PLUGIN_LIBRARIES)}, got {library!r}")
-    if not entries.items() <= SESSION_ENTRIES.items():
-        raise LoadError(f"load: the manifest's session must have entries of {SESSION_ENTRIES} only, got {entries}")
+    if not entries.items() <= SESSION_OF_A_WALK.items():
+        raise LoadError(f"load: the manifest's session must have entries of {SESSION_OF_A_WALK} only, got {entries}")
     return manifest
 
 
-def check_kind(path: str | os.PathLike, kind: str, stated: str | None) -> None:
+def check_kind(op: str, path: str | os.PathLike, kind: str, stated: str | None = None) -> None:
     """Raises a LoadError where a file is not of the kind that its suffix says, or `stated` in its place.
 
     A file of another suffix may be data, but not code, which acts on the machine that opens it.
     """
     suffix = Path(path).suffix
-    expected = stated or KINDS.get(suffix, "onnx")
+    expected = stated or FORMATS.get(suffix, "onnx")
     if kind != expected:
-        by = "kind=" if stated else f"its suffix {suffix!r}" if suffix in KINDS else "a suffix that no export has"
+        by = "kind=" if stated else f"its suffix {suffix!r}" if suffix in FORMATS else "a suffix that no export has"
         raise LoadError(
-            f"load: '{path}' must be of the kind {expected!r} by {by}, got {kind!r}; a file that may run code is "
+            f"{op}: '{path}' must be of the kind {expected!r} by {by}, got {kind!r}; a file that may run code is "
             f"opened under its own suffix, or with kind={kind!r} where you trust it"
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
-from .manifest import KINDS, LoadError, Manifest, OptionInput, check_kind, read_manifest
+from .manifest import FORMATS, LoadError, Manifest, OptionInput, check_kind, read_manifest
 from .onnx_runtime import onnx_session, session_options
 
 __all__ = ["LoadError", "Loaded", "load"]
@@ -34,14 +34,14 @@ def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = Non
         LoadError: the file is damaged, not one of clipsight's, not of the kind that its suffix says, or newer than this
             clipsight; or the native library, the runtime or the device that it needs is missing.
     """
-    if kind is not None and kind not in KINDS.values():
-        raise ValueError(f"load: kind must be one of {list(KINDS.values())}, got {kind!r}")
+    if kind is not None and kind not in FORMATS.values():
+        raise ValueError(f"load: kind must be one of {list(FORMATS.values())}, got {kind!r}")
     manifest = read_manifest(path)
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"load: device must be 'cpu' or 'cuda', got {device!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"load: threads must be at least 1, got {threads}")
-    check_kind(path, manifest.kind, kind)
+    check_kind("load", path, manifest.kind, kind)
     return Loaded(manifest, _RUNTIMES[manifest.kind](Path(path), manifest, device, threads))
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .manifest import LoadError, Manifest, read_manifest
+from .manifest import LoadError, Manifest, check_kind, read_manifest
 
 # kind of file -> Triton's platform, the file's name in a version folder, the libraries that carry its ops
 PLATFORMS = {
@@ -95,11 +95,13 @@ def write_repository(
         The model's folder, `directory/name`.
 
     Raises:
-        LoadError: the file is not clipsight's, or the library that it needs is not there to be copied.
+        LoadError: the file is not clipsight's, or not of the kind that its suffix says; or the library that it needs is
+            not there to be copied.
         ValueError, FileExistsError: an argument does not fit.
     """
     file, directory = Path(file), Path(directory)
     manifest = read_manifest(file)
+    check_kind("triton", file, manifest.kind)
     if manifest.kind not in PLATFORMS:
         raise ValueError(f"triton: the file must be of a kind in {list(PLATFORMS)}, got {manifest.kind!r} in '{file}'")
     if max_batch_size < 1:

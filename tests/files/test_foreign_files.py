@@ -10,7 +10,7 @@ import pytest
 import clipsight
 import networks
 from artifacts import HEADS
-from clipsight import load
+from clipsight import load, triton
 from clipsight.manifest import LoadError, read_manifest
 from session_files import with_manifest
 
@@ -45,6 +45,13 @@ def test_code_under_the_name_of_data_is_not_opened(files, tmp_path):
         load(compiled)
 
 
+def test_code_under_the_name_of_data_is_not_served(files, tmp_path):
+    harmless = renamed(files["torchscript"], tmp_path / "harmless.onnx")
+    with pytest.raises(LoadError, match=r"triton: .* must be of the kind 'onnx' by its suffix .*, got 'torchscript'"):
+        triton.write_repository(harmless, tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
 def test_data_under_the_name_of_code_is_not_opened_either(files, tmp_path):
     with pytest.raises(LoadError, match=r"must be of the kind 'torchscript' by its suffix '\.pt', got 'onnx'"):
         load(renamed(files["onnx"], tmp_path / "x.pt"))
@@ -58,7 +65,7 @@ def test_the_kind_may_be_stated(files, tmp_path, kind):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(LoadError, match=f"must be of the kind 'aot' by kind=, got '{kind}'"):
         load(file, kind="aot")
-    with pytest.raises(ValueError, match=r"kind must be one of \['onnx', 'torchscript', 'aot'\], got 'zip'"):
+    with pytest.raises(ValueError, match=r"kind must be one of \['torchscript', 'onnx', 'aot'\], got 'zip'"):
         load(file, kind="zip")
     if kind == "onnx":  # data needs no word
         load(file)

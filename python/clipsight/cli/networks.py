@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..manifest import weights_digest
+from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
 
-EXPORTED = (".pt", ".onnx", ".pt2")
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
 
 
@@ -175,7 +174,7 @@ def _upsample(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def is_exported(spec: str) -> bool:
-    return Path(spec).suffix.lower() in EXPORTED or Path(spec).is_file()
+    return Path(spec).suffix.lower() in FORMATS or Path(spec).is_file()
 
 
 def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrides) -> LiveModel:

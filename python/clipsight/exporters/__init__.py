@@ -14,18 +14,13 @@ from pathlib import Path
 import torch
 
 from .. import __version__, runtime
-from ..manifest import SESSION_ENTRIES, Manifest, Plugin, weights_digest
+from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
 from .check import ExportError, check_file, half_difference
 from .program import THRESHOLDS, Program
 
-FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
-
 OUTPUTS = ("float32", "float16", "uint8")
 HALVES = ("float16", "bfloat16")
-# A walk back to the clip reads the weights of a fully connected layer the other way round. Packed for the processor,
-# they would be in memory twice, and are not read any faster.
-SESSION_OF_A_WALK = {key: SESSION_ENTRIES[key] for key in ("session.disable_prepacking",)}
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
