@@ -138,7 +138,7 @@ Tensor spline_upsample(const Tensor& volume, IntHeaderOnlyArrayRef size, int64_t
 }
 
 template <class Backend>
-Tensor sobel_temporal(const Tensor& volume, const std::string& padding) {
+Tensor sobel_temporal(const Tensor& volume, const Text& padding) {
   const char* op = "sobel_temporal";
   const Backend backend(volume);
   const Volume in(op, volume);
@@ -165,8 +165,8 @@ struct NSigmaOf {
 };
 
 template <class Backend>
-std::tuple<Tensor, Tensor> selective_relevance(const Tensor& volume, double n_sigma, const std::string& padding,
-                                               const std::string& sign, const std::string& sigma_of, bool prescale,
+std::tuple<Tensor, Tensor> selective_relevance(const Tensor& volume, double n_sigma, const Text& padding,
+                                               const Text& sign, const Text& sigma_of, bool prescale,
                                                const std::optional<Tensor>& n_sigma_of) {
   const char* op = "selective_relevance";
   const Backend backend(volume);
@@ -192,8 +192,8 @@ struct TubeOptions {
   std::optional<double> threshold;
   int64_t order;
   bool relu;
-  const std::string& normalize;
-  const std::string& dtype;
+  const Text& normalize;
+  const Text& dtype;
 };
 
 /// The rule of selective_tube; null in a saliency_tube.
@@ -246,16 +246,16 @@ std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& optio
 
 template <class Backend>
 Tensor saliency_tube(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
-                     std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
-                     const std::string& dtype) {
+                     std::optional<double> threshold, int64_t order, bool relu, const Text& normalize,
+                     const Text& dtype) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
   return std::get<0>(tube<Backend>("saliency_tube", options, nullptr, {}));
 }
 
 template <class Backend>
 void saliency_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
-                       std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
-                       const std::string& dtype, const Tensor& out) {
+                       std::optional<double> threshold, int64_t order, bool relu, const Text& normalize,
+                       const Text& dtype, const Tensor& out) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
   tube<Backend>("saliency_tube", options, nullptr, {&out, nullptr, nullptr});
 }
@@ -263,9 +263,9 @@ void saliency_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOn
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor> selective_tube(const Tensor& features, const Tensor& weight,
                                                   IntHeaderOnlyArrayRef size, std::optional<double> threshold,
-                                                  int64_t order, bool relu, const std::string& normalize,
-                                                  const std::string& dtype, double n_sigma, const std::string& padding,
-                                                  const std::string& sign, const std::string& sigma_of,
+                                                  int64_t order, bool relu, const Text& normalize,
+                                                  const Text& dtype, double n_sigma, const Text& padding,
+                                                  const Text& sign, const Text& sigma_of,
                                                   const std::optional<Tensor>& n_sigma_of) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
   const RuleOptions rule{check_rule("selective_tube", n_sigma, padding, sign, sigma_of), n_sigma_of};
@@ -274,9 +274,9 @@ std::tuple<Tensor, Tensor, Tensor> selective_tube(const Tensor& features, const 
 
 template <class Backend>
 void selective_tube_out(const Tensor& features, const Tensor& weight, IntHeaderOnlyArrayRef size,
-                        std::optional<double> threshold, int64_t order, bool relu, const std::string& normalize,
-                        const std::string& dtype, double n_sigma, const std::string& padding, const std::string& sign,
-                        const std::string& sigma_of, const std::optional<Tensor>& n_sigma_of, const Tensor& tube_out,
+                        std::optional<double> threshold, int64_t order, bool relu, const Text& normalize,
+                        const Text& dtype, double n_sigma, const Text& padding, const Text& sign,
+                        const Text& sigma_of, const std::optional<Tensor>& n_sigma_of, const Tensor& tube_out,
                         const Tensor& motion, const Tensor& motion_share) {
   const TubeOptions options{features, weight, size, threshold, order, relu, normalize, dtype};
   const RuleOptions rule{check_rule("selective_tube", n_sigma, padding, sign, sigma_of), n_sigma_of};

@@ -19,6 +19,11 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+/// A text argument. Torch's own conversion to std::string, 2.13's still, returns a copy of one that nobody deletes.
+struct Text : std::string {
+  using std::string::string;
+};
+
 /// "float32" where ScalarType prints "Float": the name that a Python user knows. Remove when the ABI has one.
 inline const char* name_of(ScalarType type) {
   switch (type) {
@@ -41,3 +46,17 @@ inline std::string name_of(const torch::stable::Device& device) {
 }
 
 }  // namespace clipsight
+
+template <>
+struct torch::stable::detail::ToImpl<clipsight::Text> {
+  static clipsight::Text call(StableIValue value, uint64_t, bool) {
+    const auto handle = torch::stable::detail::to<StringHandle>(value);
+    size_t length = 0;
+    const char* data = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    clipsight::Text text(data, length);
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};
