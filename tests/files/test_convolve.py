@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from clipsight.backward.convolve import convolve, for_onnx
+from clipsight.backward.convolve import convolve, convolve_images, for_onnx
 from clipsight.exporters import onnx
 
 EXACT = pytest.mark.parametrize("exact", [True, False], ids=["exact", "four products"])
@@ -37,6 +38,16 @@ def test_images_give_what_clips_give(exact, data):
         ours = convolve(x, weight, padding=padding, exact=exact)
     assert ours.shape == expected.shape
     assert (ours - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@EXACT
+@pytest.mark.parametrize("kernel, padding", [((3, 3, 3), (1, 1, 1)), ((1, 3, 2), (0, 2, 0)), ((3, 1, 1), (0, 0, 0))])
+def test_a_tracer_is_told_the_shape(exact, kernel, padding):
+    x, weight = random(2, 17, 5, 6, 7), random(16, 17, *kernel, seed=1)
+    expected = F.conv3d(x, weight, padding=padding)
+    with FakeTensorMode() as fake:
+        told = convolve_images(fake.from_tensor(x), fake.from_tensor(weight), list(padding), exact)
+    assert (told.shape, told.dtype) == (expected.shape, expected.dtype)
 
 
 @pytest.mark.parametrize(
