@@ -1,4 +1,4 @@
-# make demo | check | test | test-all | bench | lint | sanitize | planted | wheel-test: each makes .venv and installs first,
+# make demo | check | test | test-all | bench | lint | sanitize | fuzz | planted | wheel-test: each makes .venv and installs first,
 # and reuses both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
 # CMakeLists.txt; WORKERS=N runs tests in N processes of one thread each.
 PYTHON ?= python3
@@ -7,12 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 INSTALLED := $(VENV)/.installed
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name "*.py" -o -name "*.safetensors" -o -name "*.html")
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc cmake -type f; find python -name "*.py" -o -name "*.json" -o -name "*.safetensors" -o -name "*.html")
 
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
-.PHONY: install demo check test test-all bench lint sanitize planted wheel-test dev clean
+.PHONY: install demo check test test-all bench lint sanitize fuzz planted wheel-test dev clean
 install: $(INSTALLED)
 
 # torchvision only serves tests and examples; its wheel asks for a CUDA torch, hence --no-deps.
@@ -46,8 +46,8 @@ test: $(INSTALLED)
 # Everything, of which it leaves a log; `make test-all-unit` and so on run one part of it.
 PARTS := unit kernels models session files native cli oracle
 test-all: $(INSTALLED)
-	set -o pipefail; for part in $(PARTS:%=test-all-%) sanitize-all wheel-test; do \
-	  SECONDS=0; $(MAKE) --no-print-directory $$part || exit 1; echo "$$part: $$SECONDS s"; \
+	set -o pipefail; for part in $(PARTS:%=test-all-%) sanitize-all fuzz wheel-test; do \
+	  SECONDS=0; $(MAKE) --no-print-directory FUZZ_SECONDS=60 $$part || exit 1; echo "$$part: $$SECONDS s"; \
 	done 2>&1 | tee benchmarks/results/test_all.log
 
 .PHONY: $(PARTS:%=test-all-%) sanitize-all
@@ -73,6 +73,11 @@ sanitize: $(INSTALLED)
 
 sanitize-all: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" WORKERS=$(WORKERS) MARKS="not large" tests/support/sanitize.sh
+
+# libFuzzer on the readers of files and the checks of a run, ThreadSanitizer on kernels and session.
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/.tools
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/fuzz/run.sh $(FUZZ_SECONDS)
 
 # One-line faults, one at a time: do the tests see them? PLANTED_ARGS="--resume" goes on where it stopped; see tests/planted.
 planted: $(INSTALLED)

@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace clipsight {
 
@@ -37,13 +38,14 @@ void check_count(const char* what, const std::vector<Port>& ports, const TensorV
 
 void check_memory(const Port& port, const Device& device, const TensorView& view) {
   if (view.dtype != port.dtype) {
-    const bool known = view.dtype >= DType::float32 && view.dtype <= DType::bool_;
-    fail(port.name, std::string("be ") + name_of(port.dtype), known ? name_of(view.dtype) : "an unknown type");
+    fail(port.name, std::string("be ") + name_of(port.dtype), name_of(view.dtype));
   }
   if (view.device.kind != Device::cpu && view.device != device) {
     fail(port.name, "lie in the host's memory or on the session's device " + to_string(device), to_string(view.device));
   }
   if (view.data == nullptr && view.shape.elements() != 0) fail(port.name, "not be null", "a null pointer");
+  const size_t size = size_of(port.dtype), past = reinterpret_cast<uintptr_t>(view.data) % size;
+  if (past) fail(port.name, "be aligned to " + std::to_string(size) + " bytes", std::to_string(past) + " past it");
 }
 
 /// The first axes of the video that the file takes, in words.

@@ -6,12 +6,11 @@
 #include <locale>
 #include <sstream>
 #include <stdexcept>
+#include <unordered_set>
 
 namespace clipsight {
 
 namespace {
-
-constexpr int kMaxDepth = 64;  // a damaged file must not exhaust the stack
 
 const char* name_of(Json::Kind kind) {
   constexpr const char* names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
@@ -34,6 +33,21 @@ void append_utf8(std::string& out, uint32_t code) {
     out += static_cast<char>(0x80 | (code >> 6 & 0x3f));
     out += static_cast<char>(0x80 | (code & 0x3f));
   }
+}
+
+/// Length of the character that starts here, or 0 where its bytes are not UTF-8: the shortest form, and no surrogate.
+size_t utf8_length(const std::string& text, size_t at) {
+  const auto byte = [&](size_t i) { return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0u; };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return 1;
+  const size_t length = first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : 4;
+  if (first < 0xc2 || first > 0xf4) return 0;
+  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f)) return 0;
+  if ((first == 0xf0 && second < 0x90) || (first == 0xf4 && second > 0x8f)) return 0;
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  }
+  return length;
 }
 
 }  // namespace
@@ -72,9 +86,9 @@ class JsonReader {
   }
 
   Json read(int depth) {
-    if (depth > kMaxDepth) fail("at most " + std::to_string(kMaxDepth) + " levels");
     skip_space();
     Json value;
+    if (depth == kDeepest && (peek() == '{' || peek() == '[')) fail("at most " + std::to_string(kDeepest) + " levels");
     switch (peek()) {
       case '{': read_object(value, depth); break;
       case '[': read_array(value, depth); break;
@@ -91,9 +105,13 @@ class JsonReader {
     value.kind_ = Json::Kind::object;
     demand('{');
     if (take('}')) return;
+    std::unordered_set<std::string> seen;
     do {
       skip_space();
       value.names_.push_back(read_string());
+      if (!seen.insert(value.names_.back()).second) {
+        fail("each member of an object once, got '" + value.names_.back().substr(0, 40) + "' again");
+      }
       demand(':');
       value.items_.push_back(read(depth + 1));
     } while (take(','));
@@ -115,12 +133,17 @@ class JsonReader {
     std::string out;
     while (peek() != '"') {
       if (at_ >= text_.size()) fail("the end of a string");
-      const char c = text_[at_++];
+      const auto c = static_cast<unsigned char>(text_[at_]);
+      if (c < 0x20) fail("no control character in a text");
       if (c == '\\') {
+        ++at_;
         read_escape(out);
-      } else {
-        out += c;
+        continue;
       }
+      const size_t length = utf8_length(text_, at_);
+      if (length == 0) fail("UTF-8");
+      out.append(text_, at_, length);
+      at_ += length;
     }
     ++at_;
     return out;
@@ -146,11 +169,12 @@ class JsonReader {
   /// A \u escape; two of them where the code lies beyond 16 bits.
   uint32_t read_code() {
     const uint32_t high = read_hex();
-    if (high < 0xd800 || high > 0xdbff) return high;
-    if (text_.compare(at_, 2, "\\u") != 0) fail("the second half of a surrogate pair");
+    if (high == 0) fail("texts without the character NUL");
+    if (high < 0xd800 || high > 0xdfff) return high;
+    const bool pair = high < 0xdc00 && text_.compare(at_, 2, "\\u") == 0;
     at_ += 2;
-    const uint32_t low = read_hex();
-    if (low < 0xdc00 || low > 0xdfff) fail("the second half of a surrogate pair");
+    const uint32_t low = pair ? read_hex() : 0;
+    if (low < 0xdc00 || low > 0xdfff) fail("both halves of a surrogate pair");
     return 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
   }
 
@@ -164,36 +188,64 @@ class JsonReader {
     return value;
   }
 
-  /// null, true, false, a number, or one of the three words that Python's json writes beyond the standard.
+  /// null, true, false or a number.
   void read_word(Json& value) {
     const size_t begin = at_;
     while (std::isalnum(static_cast<unsigned char>(peek())) || peek() == '-' || peek() == '+' || peek() == '.') ++at_;
     const std::string word = text_.substr(begin, at_ - begin);
-    value.kind_ = Json::Kind::number;
-    if (word == "null") {
-      value.kind_ = Json::Kind::null;
-    } else if (word == "true" || word == "false") {
+    if (word == "null") return;
+    if (word == "true" || word == "false") {
       value.kind_ = Json::Kind::boolean;
       value.boolean_ = word == "true";
-    } else if (word == "NaN") {
-      value.number_ = std::nan("");
-    } else if (word == "Infinity" || word == "-Infinity") {
-      value.number_ = word[0] == '-' ? -HUGE_VAL : HUGE_VAL;
-    } else {
-      std::istringstream stream(word);
-      stream.imbue(std::locale::classic());  // the program's locale may write a comma
-      if (!(stream >> value.number_) || stream.peek() != std::char_traits<char>::eof()) {
-        at_ = begin;
-        fail("a value");
-      }
+      return;
     }
+    at_ = begin;
+    value.kind_ = Json::Kind::number;
+    value.integer_ = check_number(word);
+    std::istringstream stream(word);
+    stream.imbue(std::locale::classic());  // the program's locale may write a comma
+    if (!(stream >> value.number_) || !std::isfinite(value.number_)) fail("finite numbers");
+    at_ += word.size();
+  }
+
+  /// Throws where a word is no number of JSON; whether it has neither a fraction nor an exponent.
+  bool check_number(const std::string& word) const {
+    size_t i = word[0] == '-';
+    const auto digits = [&] {
+      const size_t begin = i;
+      while (i < word.size() && word[i] >= '0' && word[i] <= '9') ++i;
+      return i - begin;
+    };
+    const bool zero = i < word.size() && word[i] == '0';
+    const size_t whole = digits();
+    bool good = whole == 1 || (whole > 1 && !zero);
+    bool integer = true;
+    if (i < word.size() && word[i] == '.') {
+      ++i;
+      integer = false;
+      good = good && digits();
+    }
+    if (i < word.size() && (word[i] == 'e' || word[i] == 'E')) {
+      ++i;
+      integer = false;
+      if (i < word.size() && (word[i] == '-' || word[i] == '+')) ++i;
+      good = good && digits();
+    }
+    if (!good || i != word.size()) fail("a value");
+    return integer;
   }
 
   const std::string& text_;
   size_t at_ = 0;
 };
 
-Json Json::parse(const std::string& text) { return JsonReader(text).document(); }
+Json Json::parse(const std::string& text) {
+  if (text.size() > kLongestManifest) {
+    throw std::invalid_argument("JSON must have at most " + std::to_string(kLongestManifest) + " bytes, got " +
+                                std::to_string(text.size()));
+  }
+  return JsonReader(text).document();
+}
 
 void Json::expect(Kind kind) const {
   if (kind_ != kind) {
@@ -213,7 +265,7 @@ double Json::number() const {
 
 int64_t Json::integer() const {
   expect(Kind::number);
-  if (!(std::abs(number_) <= 9007199254740992.0) || number_ != std::floor(number_)) {
+  if (!integer_ || !(std::abs(number_) <= 9007199254740991.0)) {
     throw std::invalid_argument("JSON must have an integer, got " + std::to_string(number_));
   }
   return static_cast<int64_t>(number_);

@@ -3,27 +3,29 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <stdexcept>
 
 #include "json.h"
 #include "manifest_text.h"
+#include "schema.h"
 
 namespace clipsight {
 
 namespace {
 
 constexpr int64_t kFormatVersion = 2;
+constexpr int64_t kMostElements = int64_t{1} << 40;  // of a tensor
 
 DType dtype_of(const std::string& name) {
-  for (int i = 0; i <= static_cast<int>(DType::bool_); ++i) {
-    if (name == name_of(static_cast<DType>(i))) return static_cast<DType>(i);
-  }
-  throw std::invalid_argument("dtype must be one that clipsight knows, got '" + name + "'");
+  int i = 0;
+  while (name != name_of(static_cast<DType>(i))) ++i;  // the schema knows the same names
+  return static_cast<DType>(i);
 }
 
-std::string text_or_empty(const Json& object, const char* name) {
+std::string text_or(const Json& object, const char* name, const char* otherwise) {
   const Json* value = object.find(name);
-  return value && !value->is_null() ? value->string() : std::string();
+  return value ? value->string() : otherwise;
 }
 
 std::vector<Dim> read_shape(const Json& json) {
@@ -31,36 +33,53 @@ std::vector<Dim> read_shape(const Json& json) {
   for (const Json& dim : json.items()) {
     shape.push_back(dim.kind() == Json::Kind::string ? Dim{-1, dim.string()} : Dim{dim.integer(), ""});
   }
-  if (shape.size() > Shape::max_rank) throw std::invalid_argument("a shape must have at most 8 axes");
   return shape;
 }
 
-Port read_port(const Json& json) {
+Port read_output(const Json& json) {
   Port port;
   port.name = json.at("name").string();
   port.dtype = dtype_of(json.at("dtype").string());
   port.shape = read_shape(json.at("shape"));
   if (const Json* full = json.find("full_shape"); full && !full->is_null()) port.full_shape = read_shape(*full);
-  port.layout = text_or_empty(json, "layout");
-  port.meaning = text_or_empty(json, "meaning");
+  port.meaning = json.at("meaning").string();
   return port;
 }
 
-/// Format 1 describes the clip and the classes in fields of their own.
-std::vector<Port> read_first_format(const Json& json, const std::vector<std::array<int64_t, 3>>& sizes) {
-  const Json& input = json.at("input");
-  Port clip;
-  clip.name = input.at("name").string();
-  clip.dtype = dtype_of(input.at("dtype").string());
-  clip.layout = "NCTHW";
-  clip.shape = {{-1, "N"}, {input.at("channels").integer(), ""}};
+/// The video: an axis in which the sizes differ has a letter, and so have the height and width of frames.
+Port read_video(const Json& input, const std::vector<std::array<int64_t, 3>>& sizes) {
+  Port port;
+  port.name = text_or(input, "name", "clip");
+  port.dtype = dtype_of(input.at("dtype").string());
+  port.layout = text_or(input, "layout", "NCTHW");
+  port.meaning = port.name == "frames" ? "RGB bytes" : "preprocessed video";
+  const bool frames = port.layout == "NTHWC";
+  const Json* channels = input.find("channels");
+  const Dim channel{channels ? channels->integer() : 3, ""};
+  port.shape = {{-1, "N"}};
+  if (!frames) port.shape.push_back(channel);
   for (size_t axis = 0; axis < 3; ++axis) {
-    const bool one = sizes.size() == 1;
-    clip.shape.push_back({one ? sizes[0][axis] : -1, one ? "" : std::string(1, "THW"[axis])});
+    const auto same = [&](const auto& size) { return size[axis] == sizes[0][axis]; };
+    const bool fixed = std::all_of(sizes.begin(), sizes.end(), same) && !(frames && axis > 0);
+    port.shape.push_back(fixed ? Dim{sizes[0][axis], ""} : Dim{-1, std::string(1, "THW"[axis])});
   }
-  std::vector<Port> inputs{clip};
-  if (!json.at("classes_input").is_null()) inputs.push_back(read_port(json.at("classes_input")));
-  return inputs;
+  if (frames) port.shape.push_back(channel);
+  return port;
+}
+
+Port read_option(const Json& json) {
+  Port port;
+  port.name = json.at("name").string();
+  port.dtype = dtype_of(json.at("dtype").string());
+  port.shape = {{-1, "N"}};
+  port.meaning = json.at("meaning").string();
+  const Json& initial = json.at("default");
+  port.initial = initial.kind() == Json::Kind::boolean ? initial.boolean() : initial.number();
+  if ((port.name == "explain") != (port.dtype == DType::bool_) ||
+      (port.name == "explain") != (initial.kind() == Json::Kind::boolean)) {
+    throw std::invalid_argument("the manifest's " + port.name + " must have its type");
+  }
+  return port;
 }
 
 Preprocessing read_preprocessing(const Json& json) {
@@ -71,40 +90,67 @@ Preprocessing read_preprocessing(const Json& json) {
   p.bgr = json.at("channel_order").string() == "BGR";
   const Json& resize = json.at("resize");
   if (resize.kind() == Json::Kind::number) p.resize = {resize.integer()};
-  if (resize.kind() == Json::Kind::array) p.resize = {resize.items().at(0).integer(), resize.items().at(1).integer()};
-  for (size_t i = 0; i < 2; ++i) p.crop[i] = json.at("crop").items().at(i).integer();
+  if (resize.kind() == Json::Kind::array) p.resize = {resize.items()[0].integer(), resize.items()[1].integer()};
+  for (size_t i = 0; i < 2; ++i) p.crop[i] = json.at("crop").items()[i].integer();
   for (size_t i = 0; i < 3; ++i) {
-    p.mean[i] = json.at("mean").items().at(i).number();
-    p.std[i] = json.at("std").items().at(i).number();
+    p.mean[i] = json.at("mean").items()[i].number();
+    p.std[i] = json.at("std").items()[i].number();
+    if (p.std[i] == 0) throw std::invalid_argument("Preprocessing: std must not be zero");
   }
   return p;
 }
 
+/// First of all: a newer format may break any other rule.
 void check_version(const Json& json) {
-  const int64_t version = json.at("format_version").integer();
-  if (version <= kFormatVersion) return;
+  const Json* version = json.kind() == Json::Kind::object ? json.find("format_version") : nullptr;
+  if (!version || !version->is_integer() || version->number() <= kFormatVersion) return;
+  const Json* by = json.find("clipsight_version");
   throw Error("open: the manifest's format_version must be at most " + std::to_string(kFormatVersion) + ", got " +
-              std::to_string(version) + " (written by clipsight " + text_or_empty(json, "clipsight_version") +
-              "); upgrade clipsight to read this file");
+              std::to_string(static_cast<int64_t>(std::min(version->number(), 1e15))) + " (written by clipsight " +
+              (by && by->kind() == Json::Kind::string ? by->string() : "?") + "); upgrade clipsight to read this file");
 }
 
-/// Throws where the file asks more of a machine than an export does: any library could be named here, and entries of a
-/// session name files that ONNX Runtime would write or load.
-void check_safe(const Manifest& m) {
-  if (!m.plugin_library.empty() && m.plugin_library != "clipsight_torch" && m.plugin_library != "clipsight_onnxruntime") {
-    throw Error("open: the manifest's plugin must be clipsight_torch or clipsight_onnxruntime, got '" +
-                m.plugin_library + "'");
+void need(bool holds, const std::string& rule) {
+  if (!holds) throw std::invalid_argument("the manifest's " + rule);
+}
+
+void check_names(const char* what, const std::vector<Port>& ports) {
+  std::set<std::string> names;
+  for (const Port& port : ports) names.insert(port.name);
+  need(names.size() == ports.size(), std::string(what) + " must have different names");
+}
+
+void check_elements(const std::vector<Dim>& shape) {
+  int64_t product = 1;
+  for (const Dim& dim : shape) {
+    need(dim.length < 0 || product <= kMostElements / dim.length,
+         "shapes must have at most " + std::to_string(kMostElements) + " elements");
+    if (dim.length > 0) product *= dim.length;
   }
-  if (m.plugin_required && m.plugin_library.empty()) throw Error("open: the manifest's plugin must have a name, got ''");
-  for (const auto& [key, value] : m.session) {
-    if (key == "session.disable_prepacking" && value == "1") continue;
-    throw Error("open: the manifest's session must have the entry session.disable_prepacking = 1 only, got '" + key +
-                "' = '" + value + "'");
+}
+
+/// Throws where members do not fit each other: what a schema cannot say. python/clipsight/manifest.py is the same.
+void check_consistent(const Manifest& m) {
+  const Port& video = m.inputs[0];
+  const bool frames = video.layout == "NTHWC";
+  need(frames == (video.name == "frames"), "input must be frames in the layout NTHWC, or a clip");
+  need(!frames || video.dtype == DType::uint8, "frames must be uint8");
+  need(!frames || m.preprocessing, "preprocessing must be there where the input is frames");
+  check_names("inputs", m.inputs);
+  check_names("outputs", m.outputs);
+  const Dim channels = video.shape[frames ? 4 : 1];
+  for (const auto& [t, h, w] : m.sizes) check_elements({channels, {t, ""}, {h, ""}, {w, ""}});
+  for (const Port& port : m.outputs) {
+    need(port.full_shape.empty() || port.full_shape.size() == port.shape.size(),
+         "full_shape must have the axes of shape");
+    check_elements(port.shape);
+    check_elements(port.full_shape);
   }
 }
 
 Manifest read_manifest(const Json& json) {
   check_version(json);
+  check_schema(json);
   Manifest m;
   m.format_version = json.at("format_version").integer();
   m.kind = json.at("kind").string();
@@ -112,25 +158,20 @@ Manifest read_manifest(const Json& json) {
   m.num_classes = json.at("num_classes").integer();
   m.clipsight_version = json.at("clipsight_version").string();
   for (const Json& size : json.at("input").at("sizes").items()) {
-    m.sizes.push_back({size.items().at(0).integer(), size.items().at(1).integer(), size.items().at(2).integer()});
+    m.sizes.push_back({size.items()[0].integer(), size.items()[1].integer(), size.items()[2].integer()});
   }
-  if (m.sizes.empty()) throw std::invalid_argument("sizes must not be empty");
-  if (const Json* inputs = json.find("inputs")) {
-    for (const Json& port : inputs->items()) m.inputs.push_back(read_port(port));
-    for (const Json& option : json.at("option_inputs").items()) {
-      const Json& initial = option.at("default");
-      const double value = initial.kind() == Json::Kind::boolean ? initial.boolean() : initial.number();
-      for (Port& port : m.inputs) {
-        if (port.name == option.at("name").string()) port.initial = value;
-      }
-    }
-  } else {
-    m.inputs = read_first_format(json, m.sizes);
+  m.inputs.push_back(read_video(json.at("input"), m.sizes));
+  if (!json.at("classes_input").is_null()) {
+    need(json.at("classes_input").at("num_classes").integer() == m.num_classes, "classes_input must have num_classes");
+    m.inputs.push_back({"classes", DType::int64, {{-1, "N"}, {-1, "M"}}, {}, "", "indices of the explained classes", {}});
   }
-  for (const Json& port : json.at("outputs").items()) m.outputs.push_back(read_port(port));
-  if (m.inputs.empty() || m.outputs.empty()) throw std::invalid_argument("inputs and outputs must not be empty");
+  if (const Json* options = json.find("option_inputs")) {
+    for (const Json& option : options->items()) m.inputs.push_back(read_option(option));
+  }
+  for (const Json& port : json.at("outputs").items()) m.outputs.push_back(read_output(port));
   if (const Json& labels = json.at("labels"); !labels.is_null()) {
     for (const Json& label : labels.items()) m.labels.push_back(label.string());
+    need(m.labels.size() == static_cast<size_t>(m.num_classes), "labels must be one for each class");
   }
   if (const Json& p = json.at("preprocessing"); !p.is_null()) m.preprocessing = read_preprocessing(p);
   if (const Json* session = json.find("session")) {
@@ -138,9 +179,9 @@ Manifest read_manifest(const Json& json) {
   }
   const Json& plugin = json.at("plugin");
   m.plugin_required = plugin.at("required").boolean();
-  m.plugin_library = text_or_empty(plugin, "library");
-  m.plugin_minimum_version = text_or_empty(plugin, "minimum_version");
-  check_safe(m);
+  m.plugin_library = text_or(plugin, "library", "clipsight_torch");
+  m.plugin_minimum_version = text_or(plugin, "minimum_version", "");
+  check_consistent(m);
   return m;
 }
 
@@ -152,16 +193,16 @@ Manifest Manifest::read(const std::string& path) {
     Manifest manifest = read_manifest(Json::parse(text));
     manifest.json = std::move(text);
     return manifest;
-  } catch (const std::logic_error& error) {  // of the JSON reader, and std::out_of_range of a list that is too short
-    throw Error("open: the manifest of '" + path + "' must be clipsight's JSON, got '" + text.substr(0, 60) +
-                "': " + error.what());
+  } catch (const std::invalid_argument& error) {
+    throw Error("open: the manifest of '" + path + "' must be one that clipsight wrote: " + error.what());
   }
 }
 
 Region Manifest::map_region(int64_t height, int64_t width) const {
-  if (height < 1 || width < 1) {
-    throw Error("map_region: height and width must be at least 1, got " + std::to_string(height) + " and " +
-                std::to_string(width));
+  constexpr int64_t most = 2147483647;  // of any length in a manifest, too: no product overflows
+  if (height < 1 || width < 1 || height > most || width > most) {
+    throw Error("map_region: height and width must lie in 1.." + std::to_string(most) + ", got " +
+                std::to_string(height) + " and " + std::to_string(width));
   }
   const std::array<int64_t, 2> source{height, width};
   std::array<int64_t, 2> resized = source;

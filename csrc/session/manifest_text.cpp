@@ -6,14 +6,18 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <vector>
+
+#include "json.h"
 
 namespace clipsight {
 
 namespace {
 
 constexpr const char* kMetadataKey = "clipsight";       // among an ONNX model's metadata_props
-constexpr const char* kArchiveEntry = "clipsight.json";  // among the extra files of a zip archive
-constexpr uint64_t kLongest = 64 << 20;                 // no manifest is longer, so a damaged length allocates no more
+constexpr const char* kArchiveEntry = "/extra/clipsight.json";  // of a zip archive, in its folder
+constexpr uint64_t kLongest = 64 << 20;                 // no directory of an archive is longer
+constexpr int kMostFields = 100000;                     // of an ONNX model; its graph is one of them
 
 /// A damaged file; read_manifest_text adds the path.
 struct Damaged {
@@ -22,9 +26,10 @@ struct Damaged {
 
 class File {
  public:
-  explicit File(const std::string& path) : stream_(path, std::ios::binary) {
+  explicit File(const std::string& path) {
     std::error_code error;
-    size_ = std::filesystem::file_size(path, error);  // an error for a folder
+    size_ = std::filesystem::file_size(path, error);  // an error for a folder; a pipe would wait to be opened
+    if (!error) stream_.open(path, std::ios::binary);
     if (error || !stream_) {
       throw Error("open: path must name an exported file, got '" + path + "': " +
                   (error ? error.message() : "it could not be opened"));
@@ -67,6 +72,7 @@ class Fields {
 
   std::optional<Field> next() {
     while (at_ < source_.size()) {
+      if (++fields_ > kMostFields) throw Damaged{"more than " + std::to_string(kMostFields) + " fields"};
       const uint64_t begin = at_, tag = varint();
       if (tag >> 3 && (tag & 7) == 0) {
         varint();
@@ -91,14 +97,16 @@ class Fields {
     uint64_t value = 0;
     for (int shift = 0; shift < 70; shift += 7) {
       const auto byte = static_cast<unsigned char>(source_.read(at_++, 1)[0]);
-      if (shift < 64) value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+      if (shift == 63 && byte > 1) break;
+      value |= static_cast<uint64_t>(byte & 0x7f) << shift;
       if (byte < 0x80) return value;
     }
-    throw Damaged{"a number of more than 10 bytes"};
+    throw Damaged{"a number of more than 64 bits"};
   }
 
   Source& source_;
   uint64_t at_ = 0;
+  int fields_ = 0;
 };
 
 struct Bytes {
@@ -110,22 +118,28 @@ struct Bytes {
   }
 };
 
+/// The field of an entry, which must be there at most once.
 std::string text_field(Bytes& message, uint64_t wanted) {
+  std::optional<std::string> text;
   Fields<Bytes> fields(message);
   while (const auto field = fields.next()) {
-    if (field->number == wanted) return message.read(field->begin, field->length);
+    if (field->number != wanted) continue;
+    if (text) throw Damaged{"an entry of the metadata with two values"};
+    text = message.read(field->begin, field->length);
   }
-  return {};
+  return text.value_or("");
 }
 
-std::optional<std::string> from_onnx(File& file) {
+std::vector<std::string> from_onnx(File& file) {
+  std::vector<std::string> texts;
   Fields<File> fields(file);
   while (const auto field = fields.next()) {
     if (field->number != 14) continue;  // ModelProto.metadata_props: StringStringEntryProto
+    if (field->length > kLongestManifest + 64) throw Damaged{"metadata of " + std::to_string(field->length) + " bytes"};
     Bytes entry{file.read(field->begin, field->length)};
-    if (text_field(entry, 1) == kMetadataKey) return text_field(entry, 2);
+    if (text_field(entry, 1) == kMetadataKey) texts.push_back(text_field(entry, 2));
   }
-  return std::nullopt;
+  return texts;
 }
 
 // ---- TorchScript and .pt2: the central directory of a zip archive ---------------------------------------------------
@@ -178,27 +192,35 @@ uint64_t header_offset(const std::string& directory, size_t at, size_t name_leng
 std::string read_entry(File& file, const std::string& directory, size_t at, size_t name_length) {
   const uint64_t length = number_at(directory, at + 20, 4);
   if (number_at(directory, at + 10, 2) != 0) throw Damaged{"its manifest must be stored uncompressed"};
+  if (length > kLongestManifest) throw Damaged{"a manifest of " + std::to_string(length) + " bytes"};
   const uint64_t header = header_offset(directory, at, name_length);
   const std::string local = file.read(header, 30);
   if (local.compare(0, 4, "PK\3\4") != 0) throw Damaged{"its manifest is not where the directory says"};
+  if (file.read(header + 30, number_at(local, 26, 2)) != directory.substr(at + 46, name_length)) {
+    throw Damaged{"its manifest has another name in the directory"};
+  }
   std::string text = file.read(header + 30 + number_at(local, 26, 2) + number_at(local, 28, 2), length);
   if (crc32(text) != number_at(directory, at + 16, 4)) throw Damaged{"its manifest has a wrong checksum"};
   return text;
 }
 
-std::optional<std::string> from_archive(File& file) {
+std::vector<std::string> from_archive(File& file) {
+  std::vector<std::string> texts;
+  uint64_t first = ~uint64_t{0};
   const Directory place = find_directory(file);
-  const std::string directory = file.read(place.offset, place.length), wanted = std::string("/") + kArchiveEntry;
+  const std::string directory = file.read(place.offset, place.length), wanted = kArchiveEntry;
   for (size_t at = 0; at + 46 <= directory.size();) {
     if (directory.compare(at, 4, "PK\1\2") != 0) throw Damaged{"its directory is broken"};
     const size_t name_length = number_at(directory, at + 28, 2);
     const std::string name = "/" + directory.substr(at + 46, name_length);
+    first = std::min(first, header_offset(directory, at, name_length));
     if (name.size() >= wanted.size() && name.compare(name.size() - wanted.size(), wanted.size(), wanted) == 0) {
-      return read_entry(file, directory, at, name_length);
+      texts.push_back(read_entry(file, directory, at, name_length));
     }
     at += 46 + name_length + number_at(directory, at + 30, 2) + number_at(directory, at + 32, 2);
   }
-  return std::nullopt;
+  if (first != 0) throw Damaged{"it does not begin with its first entry"};
+  return texts;
 }
 
 }  // namespace
@@ -208,13 +230,14 @@ std::string read_manifest_text(const std::string& path) {
   bool archive = false;
   try {
     archive = file.size() >= 2 && file.read(0, 2) == "PK";
-    if (auto text = archive ? from_archive(file) : from_onnx(file)) return *text;
+    const std::vector<std::string> texts = archive ? from_archive(file) : from_onnx(file);
+    if (texts.size() == 1) return texts[0];
+    throw Damaged{(archive ? "an archive with " : "a model with ") +
+                  (texts.empty() ? "no" : std::to_string(texts.size())) + " clipsight manifest"};
   } catch (const Damaged& damaged) {
-    throw Error("open: '" + path + "' must be a whole " + (archive ? "archive" : "ONNX model or archive") +
-                ", got something else or a damaged file: " + damaged.what);
+    throw Error("open: '" + path + "' must be a whole file that clipsight.export wrote, got something else or a "
+                "damaged one: " + damaged.what);
   }
-  throw Error("open: '" + path + "' must be a file that clipsight.export wrote, got " +
-              (archive ? "an archive" : "a model") + " without a clipsight manifest");
 }
 
 }  // namespace clipsight

@@ -62,9 +62,10 @@ void check_kind(const std::string& path, const std::string& kind, const std::str
               "'; a file that may run code is opened under its own suffix, or with Options::kind where you trust it");
 }
 
-/// A logit of any floating type; NaN for another one.
+/// A logit of any floating type.
 double element(const TensorView& view, int64_t i) {
   if (view.dtype == DType::float32) return static_cast<const float*>(view.data)[i];
+  if (view.dtype == DType::float64) return static_cast<const double*>(view.data)[i];
   const uint16_t bits = static_cast<const uint16_t*>(view.data)[i];
   if (view.dtype == DType::bfloat16) {
     const uint32_t wide = static_cast<uint32_t>(bits) << 16;
@@ -159,7 +160,7 @@ std::vector<Shape> Session::output_shapes(const std::vector<TensorView>& inputs)
 std::vector<TopClass> top_classes(const TensorView& logits, size_t k, const std::vector<std::string>& labels,
                                   size_t sample) {
   const Shape& shape = logits.shape;
-  const bool floating = logits.dtype <= DType::bfloat16;
+  const bool floating = logits.dtype <= DType::bfloat16 || logits.dtype == DType::float64;
   if (shape.size() != 2 || shape[1] < 1 || !floating || logits.data == nullptr || logits.device.kind != Device::cpu) {
     throw Error(std::string("top_classes: logits must be floating [N, K] in the host's memory, got ") +
                 name_of(logits.dtype) + " " + to_string(shape) + (logits.data ? "" : " at a null pointer"));

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
+import math
 import os
-import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .manifest_text import read_manifest_text
 from .preprocessing import Preprocessing
+from .schema import check, parse
 
 FORMAT_VERSION = 2
-METADATA_KEY = "clipsight"  # in an ONNX model's metadata_props
 # A file is opened as what its suffix says it is: `.onnx` is data, the others are code.
 FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
-PLUGIN_LIBRARIES = ("clipsight_torch", "clipsight_onnxruntime")
+LARGEST = 1 << 40  # elements of a tensor
 # What a file with a walk back to the clip asks of an ONNX Runtime session: the walk reads the weights of a fully
 # connected layer the other way round; packed for the processor, they would be in memory twice, and are not read any
 # faster. No file may ask for more: other entries name files that ONNX Runtime would write, or load.
 SESSION_OF_A_WALK = {"session.disable_prepacking": "1"}
-EXTRA_FILE = "clipsight.json"  # among the extra files of a TorchScript archive or `.pt2` package
 
 # A dimension is a number, or the name of one that the caller chooses: "N" (batch), "M" (classes), "T", "H", "W".
 Dim = int | str
@@ -186,23 +184,19 @@ class Manifest:
         meanings |= {"clip": "preprocessed video", "frames": "RGB bytes", "classes": "indices of the explained classes"}
         inputs = [port._asdict() | {"meaning": meanings.get(port.name, "")} for port in self.input_ports]
         inputs[0]["layout"] = self.input.layout
-        return json.dumps(dataclasses.asdict(self) | {"inputs": inputs}, indent=2)
+        return json.dumps(_standard(dataclasses.asdict(self) | {"inputs": inputs}), indent=2, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
+    def from_json(cls, text: str | bytes) -> Manifest:
         """Reads what `to_json` wrote; fields that a later release added within the same format are passed over.
 
         Raises:
             LoadError: the text is no manifest, or one in a newer format.
         """
         try:
-            values = json.loads(text)
-            version = values["format_version"]
-            if version > FORMAT_VERSION:
-                raise LoadError(
-                    f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {version} (written by "
-                    f"clipsight {values.get('clipsight_version', '?')}); upgrade clipsight to read this file"
-                )
+            values = parse(text.encode() if isinstance(text, str) else text)
+            _check_version(values)
+            check(values)
             values |= {
                 "input": _read(ClipInput, values["input"] | {"sizes": tuple(map(tuple, values["input"]["sizes"]))}),
                 "classes_input": values["classes_input"] and _read(ClassesInput, values["classes_input"]),
@@ -210,20 +204,64 @@ class Manifest:
                 "option_inputs": tuple(_read(OptionInput, option) for option in values.get("option_inputs", ())),
                 "plugin": _read(Plugin, values["plugin"]),
                 "preprocessing": values["preprocessing"] and Preprocessing.from_dict(values["preprocessing"]),
-                "labels": values["labels"] and tuple(values["labels"]),
+                "labels": None if values["labels"] is None else tuple(values["labels"]),
             }
-            return _safe(_read(cls, values))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LoadError(f"load: the manifest must be clipsight's JSON, got {text[:60]!r}: {error!r}") from error
+            return _consistent(_read(cls, values))
+        except ValueError as error:
+            raise LoadError(f"load: a manifest must be one that clipsight wrote: {error}") from error
 
 
-def _safe(manifest: Manifest) -> Manifest:
-    """The manifest, if all that it asks of a machine is what an export asks."""
-    library, entries = manifest.plugin.library, manifest.session
-    if library not in PLUGIN_LIBRARIES:
-        raise LoadError(f"load: the manifest's plugin must be one of {list(PLUGIN_LIBRARIES)}, got {library!r}")
-    if not entries.items() <= SESSION_OF_A_WALK.items():
-        raise LoadError(f"load: the manifest's session must have entries of {SESSION_OF_A_WALK} only, got {entries}")
+def _standard(value):
+    """JSON has no word for what is not finite."""
+    if isinstance(value, dict):
+        return {name: _standard(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_standard(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_version(values) -> None:
+    """First of all: a newer format may break any other rule."""
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise LoadError(
+            f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {version} (written by "
+            f"clipsight {values.get('clipsight_version', '?')}); upgrade clipsight to read this file"
+        )
+
+
+def _consistent(manifest: Manifest) -> Manifest:
+    """The manifest, where its members fit each other: what a schema cannot say. csrc/session/manifest.cpp is the same.
+
+    Raises:
+        ValueError: they do not.
+    """
+
+    def need(holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"the manifest's {rule}")
+
+    clip, chosen, ports = manifest.input, manifest.classes_input, manifest.input_ports
+    frames = clip.layout == "NTHWC"
+    need(frames == (clip.name == "frames"), "input must be frames in the layout NTHWC, or a clip")
+    need(not frames or clip.dtype == "uint8", "frames must be uint8")
+    need(not frames or manifest.preprocessing is not None, "preprocessing must be there where the input is frames")
+    need(chosen is None or chosen.num_classes == manifest.num_classes, "classes_input must have num_classes")
+    need(manifest.labels is None or len(manifest.labels) == manifest.num_classes, "labels must be one for each class")
+    for kind, names in (("inputs", [port.name for port in ports]), ("outputs", list(manifest.output_names))):
+        need(len(set(names)) == len(names), f"{kind} must have different names")
+    for option in manifest.option_inputs:
+        flag = option.name == "explain"
+        need(flag == (option.dtype == "bool") == isinstance(option.default, bool), f"{option.name} must have its type")
+    for output in manifest.outputs:
+        full = output.full_shape
+        need(full is None or len(full) == len(output.shape), "full_shape must have the axes of shape")
+    shapes = [port.shape for port in ports] + [(clip.channels, *size) for size in clip.sizes]
+    shapes += [shape for output in manifest.outputs for shape in (output.shape, output.full_shape) if shape]
+    for shape in shapes:
+        need(
+            math.prod(n for n in shape if isinstance(n, int)) <= LARGEST, f"shapes must have at most {LARGEST} elements"
+        )
     return manifest
 
 
@@ -254,86 +292,16 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
         FileNotFoundError: no such file.
         LoadError: the file is truncated, no archive of torch's or ONNX model, carries no manifest, or a newer one.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load: path must name an exported file, got '{path}', which does not exist")
-    with path.open("rb") as file:
-        archive = file.read(2) == b"PK"
-    text = _from_archive(path) if archive else _from_onnx(path)
-    if text is None:
-        raise LoadError(
-            f"load: '{path}' must be a file that clipsight.export wrote, got a "
-            f"{'archive' if archive else 'model'} without a clipsight manifest"
-        )
-    return Manifest.from_json(text)
-
-
-def _from_archive(path: Path) -> str | None:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"load: path must name an exported file, got '{path}', which is no file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith(f"/extra/{EXTRA_FILE}")]
-            return archive.read(names[0]).decode() if names else None
-    except (zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
-        raise LoadError(f"load: '{path}' must be a whole TorchScript archive, got a damaged one: {error}") from error
-
-
-def _from_onnx(path: Path) -> str | None:
-    """The metadata_props entry of an ONNX file, found by walking over the top-level fields of the protobuf message."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            for number, start, length in _fields(file, size):
-                if number == 14:  # ModelProto.metadata_props: StringStringEntryProto
-                    file.seek(start)
-                    entry = file.read(length)
-                    key, value = (_string(entry, n) for n in (1, 2))
-                    if key == METADATA_KEY:
-                        return value
-                file.seek(start + length)
-    except (ValueError, IndexError) as error:
+        text = read_manifest_text(path)
+    except (OSError, ValueError) as error:
         raise LoadError(
-            f"load: '{path}' must be a TorchScript archive or a whole ONNX model, got something else or a truncated "
-            f"file: {error}"
+            f"load: '{path}' must be a whole file that clipsight.export wrote, got something else or a damaged one: "
+            f"{error}"
         ) from error
-    return None
-
-
-def _fields(file, size: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, offset, length) of each length-delimited field of a protobuf message; others are skipped."""
-    if size == 0:
-        raise ValueError("the file is empty")
-    while file.tell() < size:
-        tag = _varint(file)
-        number, kind = tag >> 3, tag & 7
-        if kind == 0 and number:
-            _varint(file)
-        elif kind == 2 and number:
-            length = _varint(file)
-            start = file.tell()
-            if start + length > size:
-                raise ValueError(f"a field of {length} bytes at offset {start} runs past the end of {size} bytes")
-            yield number, start, length
-        else:
-            raise ValueError(f"no field of an ONNX model starts at offset {file.tell()}")
-
-
-def _varint(file) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)[0]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value
-    raise ValueError("a number of more than 10 bytes")
-
-
-def _string(message: bytes, wanted: int) -> str:
-    file = io.BytesIO(message)
-    for number, start, length in _fields(file, len(message)):
-        if number == wanted:
-            return message[start : start + length].decode()
-        file.seek(start + length)
-    return ""
+    return Manifest.from_json(text)
 
 
 def weights_digest(model) -> str:

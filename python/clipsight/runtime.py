@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,8 +38,8 @@ def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = Non
     if kind is not None and kind not in FORMATS.values():
         raise ValueError(f"load: kind must be one of {list(FORMATS.values())}, got {kind!r}")
     manifest = read_manifest(path)
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"load: device must be 'cpu' or 'cuda', got {device!r}")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise ValueError(f"load: device must be 'cpu', 'cuda' or 'cuda:<number>', got {device!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"load: threads must be at least 1, got {threads}")
     check_kind("load", path, manifest.kind, kind)
@@ -208,8 +209,10 @@ class _Onnx:
             raise LoadError(
                 f"load: device must be one that works here, got {device!r}: ONNX Runtime could not start CUDA"
             )
-        self.names = [value.name for value in self.session.get_inputs()]
+        self.names = [port.name for port in manifest.input_ports]
         self.outputs = list(manifest.output_names)
+        _check_ports(path, "inputs", manifest.input_ports, self.session.get_inputs())
+        _check_ports(path, "outputs", manifest.outputs, self.session.get_outputs())
 
     def __call__(self, *inputs) -> tuple:
         if isinstance(inputs[0], np.ndarray):
@@ -219,6 +222,14 @@ class _Onnx:
         arrays = [tensor.detach().cpu().numpy() for tensor in inputs]
         results = self.session.run(self.outputs, dict(zip(self.names, arrays, strict=True)))
         return tuple(torch.from_numpy(result).to(inputs[0].device) for result in results)
+
+
+def _check_ports(path: Path, what: str, ports, found) -> None:
+    """The graph must be the one that the manifest describes: arrays are bound by the manifest's names and types."""
+    types = {"float32": "float", "float64": "double"}
+    expected = {port.name: f"tensor({types.get(port.dtype, port.dtype)})" for port in ports}
+    if {value.name: value.type for value in found} != expected:
+        raise LoadError(f"load: '{path}' must have the {what} of its manifest, got others; export it again")
 
 
 _RUNTIMES = {"torchscript": _TorchScript, "aot": _Aot, "onnx": _Onnx}

@@ -84,7 +84,7 @@ ENTRIES = {
 def test_entries_of_a_session_are_those_that_export_writes(files, tmp_path, monkeypatch, key):
     monkeypatch.chdir(tmp_path)
     hostile = with_manifest(files["onnx"], tmp_path / "x.onnx", session={key: ENTRIES[key]})
-    with pytest.raises(LoadError, match=r"manifest's session must have entries of .* only, got"):
+    with pytest.raises(LoadError, match=r"manifest's session(\.session\.disable_prepacking)? must .*, got"):
         load(hostile)
     session = clipsight.onnx_session(hostile)  # of any ONNX model: the entries are not heeded
     session.run(None, {"clip": networks.clip().numpy()})
@@ -94,7 +94,7 @@ def test_entries_of_a_session_are_those_that_export_writes(files, tmp_path, monk
 @pytest.mark.parametrize("library", ["/../../tmp/evil", "../clipsight_torch", "c", "", "clipsight_torch.so", None, 3])
 def test_a_plugin_is_one_of_ours(files, tmp_path, library):
     plugin = {"required": True, "library": library, "minimum_version": ""}
-    with pytest.raises(LoadError, match="manifest's plugin must be one of"):
+    with pytest.raises(LoadError, match=r"manifest's plugin\.library must be"):
         load(with_manifest(files["onnx"], tmp_path / "x.onnx", plugin=plugin))
 
 

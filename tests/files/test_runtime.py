@@ -125,7 +125,7 @@ def test_truncated_file(files, tmp_path, name, kept):
 def test_something_else(tmp_path):
     for content in (b"RIFF\x10\x00\x00\x00AVI LIST", b"\x00" * 64, b"{}\n", b"\xff" * 99):
         (tmp_path / "x.onnx").write_bytes(content)
-        with pytest.raises(LoadError, match="must be a TorchScript archive or a whole ONNX model"):
+        with pytest.raises(LoadError, match="must be a whole file that clipsight.export wrote"):
             load(tmp_path / "x.onnx")
 
 
@@ -139,7 +139,9 @@ def test_files_of_other_programs(files, tmp_path):
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     for name in ("state.pt", "x.zip", "foreign.onnx"):
-        with pytest.raises(LoadError, match=r"must be a file that clipsight\.export wrote"):
+        with pytest.raises(
+            LoadError, match=r"must be a whole file that clipsight\.export wrote, .*: an? (archive|model) with no"
+        ):
             load(tmp_path / name)
 
 
@@ -167,7 +169,7 @@ def test_unknown_fields_of_the_same_format_are_passed_over(files, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"format_version": 1}', '{"format_version": "x"}', "\0"])
 def test_damaged_manifest(files, tmp_path, text):
     rewritten(files["x.pt"], tmp_path / "x.pt", lambda _: text)
-    with pytest.raises(LoadError, match="manifest must be clipsight's JSON"):
+    with pytest.raises(LoadError, match="a manifest must be one that clipsight wrote"):
         load(tmp_path / "x.pt")
 
 
@@ -236,7 +238,7 @@ def test_classes_where_the_file_chooses(file):
 
 
 def test_device_and_threads(file):
-    with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'tpu'"):
+    with pytest.raises(ValueError, match="device must be 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"):
         load(file, device="tpu")
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         load(file, threads=0)

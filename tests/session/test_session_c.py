@@ -175,7 +175,7 @@ def test_map_region(files, open_session):
         scale = [full / resized for full, resized in zip(source, geometry.resized, strict=True)]
         expected = [o * s for o, s in zip(geometry.offset, scale, strict=True)] + [32 * s for s in scale]
         np.testing.assert_allclose(region[:], expected)
-    with pytest.raises(CError, match="map_region: height and width must be at least 1, got 0 and 5"):
+    with pytest.raises(CError, match=r"map_region: height and width must lie in 1\.\.2147483647, got 0 and 5"):
         session.call("map_region", 0, 5, region)
 
 
@@ -211,7 +211,7 @@ def test_a_library_that_a_file_names_does_not_run(files, tmp_path):
     outside = "/" + "../" * 20 + str(library.with_suffix("")).removeprefix("/")
     plugin = {"required": True, "library": outside}
     hostile = with_manifest(files["clip"], tmp_path / "hostile.onnx", plugin=plugin)
-    with pytest.raises(CError, match="plugin must be clipsight_torch or clipsight_onnxruntime"):
+    with pytest.raises(CError, match="plugin.library must be one of clipsight_torch, clipsight_onnxruntime"):
         CSession(hostile, onnxruntime_library())
     assert not mark.exists()
     ctypes.CDLL(str(library))  # negative control
@@ -270,7 +270,7 @@ def test_bad_inputs(open_session):
         ("data", None, "clip must not be null"),
         ("rank", 9, r"rank must lie in 0\.\.8, got 9"),
         ("rank", -1, r"rank must lie in 0\.\.8, got -1"),
-        ("dtype", 6, "dtype must be one of .*, got 6"),
+        ("dtype", 7, "dtype must be one of .*, got 7"),
         ("device", 7, "device must be CLIPSIGHT_CPU or CLIPSIGHT_CUDA, got 7"),
         ("device", 1, "clip must lie in the host's memory or on the session's device cpu, got cuda:0"),
     ],

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 build=$PWD/build/sanitize
 package=$build/python
 
-cmake -S . -B $build -G Ninja -DCLIPSIGHT_SANITIZE=ON -DPython_EXECUTABLE="$(command -v python)" \
+cmake -S . -B $build -G Ninja -DCLIPSIGHT_SANITIZE=address,undefined -DPython_EXECUTABLE="$(command -v python)" \
   -Dpybind11_DIR="$(python -m pybind11 --cmakedir)"
 cmake --build $build
 rm -rf $package && mkdir -p $package

@@ -11,7 +11,7 @@ import pytest
 from clipsight import get_library_path
 from clipsight.manifest import LoadError
 
-DTYPES = ["float32", "float16", "bfloat16", "uint8", "int64", "bool"]
+DTYPES = ["float32", "float16", "bfloat16", "uint8", "int64", "bool", "float64"]
 MAX_RANK = 8
 ABI = 3
 

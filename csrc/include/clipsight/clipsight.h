@@ -31,7 +31,8 @@ enum {
   CLIPSIGHT_BFLOAT16 = 2,
   CLIPSIGHT_UINT8 = 3,
   CLIPSIGHT_INT64 = 4,
-  CLIPSIGHT_BOOL = 5
+  CLIPSIGHT_BOOL = 5,
+  CLIPSIGHT_FLOAT64 = 6
 };
 
 /* A session's number. It is never used again after clipsight_close, and 0 is never one. */

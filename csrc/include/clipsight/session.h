@@ -51,10 +51,16 @@ class Shape {
   const int64_t* end() const { return lengths_.data() + rank_; }
   int64_t operator[](size_t i) const { return lengths_[i]; }
   int64_t& operator[](size_t i) { return lengths_[i]; }
-  /// Product of the lengths; 1 for a scalar.
+  /// Product of the lengths; 1 for a scalar. Throws Error where one is negative, or it does not fit into 60 bits.
   int64_t elements() const {
     int64_t product = 1;
-    for (int64_t length : *this) product *= length;
+    for (int64_t length : *this) {
+      if (length < 0 || (length > 0 && product > (int64_t{1} << 60) / length)) {
+        throw Error("Shape: lengths must be 0 or more and their product at most 2^60, got a length of " +
+                    std::to_string(length));
+      }
+      product *= length;
+    }
     return product;
   }
   bool operator==(const Shape& other) const {

@@ -19,8 +19,9 @@ inline TensorView view_of(const at::Tensor& tensor) {
     case at::kByte: view.dtype = DType::uint8; break;
     case at::kLong: view.dtype = DType::int64; break;
     case at::kBool: view.dtype = DType::bool_; break;
+    case at::kDouble: view.dtype = DType::float64; break;
     default:
-      throw Error(std::string("view_of: tensor must be float32, float16, bfloat16, uint8, int64 or bool, got ") +
+      throw Error(std::string("view_of: tensor must be float64, float32, float16, bfloat16, uint8, int64 or bool, got ") +
                   c10::toString(tensor.scalar_type()));
   }
   if (!tensor.is_contiguous()) throw Error("view_of: tensor must be contiguous, got another layout");
@@ -38,7 +39,8 @@ inline at::Device torch_device(const Device& device) {
 }
 
 inline at::ScalarType torch_type(DType dtype) {
-  constexpr at::ScalarType types[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kByte, at::kLong, at::kBool};
+  constexpr at::ScalarType types[] = {at::kFloat, at::kHalf, at::kBFloat16, at::kByte,
+                                      at::kLong,  at::kBool, at::kDouble};
   return types[static_cast<int>(dtype)];
 }
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from ..manifest import EXTRA_FILE, LoadError, Manifest
+from ..manifest import LoadError, Manifest
+from ..manifest_text import EXTRA_FILE
 from .check import ExportError
 from .program import Program, nothing
 from .quiet import quiet

@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 
 from ..backward.chunks import Chunks, stopping_early, sums_apart
 from ..backward.convolve import convolve_images, for_onnx, images
-from ..manifest import METADATA_KEY, Manifest
+from ..manifest import Manifest
+from ..manifest_text import METADATA_KEY
 from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
 from .check import ExportError, check_file
 from .decompose import decompose_where_needed, expand

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..manifest import EXTRA_FILE, Manifest
+from ..manifest import Manifest
+from ..manifest_text import EXTRA_FILE
 from .check import ExportError
 from .program import Program
 
