@@ -163,7 +163,8 @@ Manifest read_manifest(const Json& json) {
   m.inputs.push_back(read_video(json.at("input"), m.sizes));
   if (!json.at("classes_input").is_null()) {
     need(json.at("classes_input").at("num_classes").integer() == m.num_classes, "classes_input must have num_classes");
-    m.inputs.push_back({"classes", DType::int64, {{-1, "N"}, {-1, "M"}}, {}, "", "indices of the explained classes", {}});
+    const std::vector<Dim> shape{{-1, "N"}, {-1, "M"}};
+    m.inputs.push_back({"classes", DType::int64, shape, {}, "", "indices of the explained classes", {}});
   }
   if (const Json* options = json.find("option_inputs")) {
     for (const Json& option : options->items()) m.inputs.push_back(read_option(option));

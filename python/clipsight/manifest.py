@@ -259,9 +259,8 @@ def _consistent(manifest: Manifest) -> Manifest:
     shapes = [port.shape for port in ports] + [(clip.channels, *size) for size in clip.sizes]
     shapes += [shape for output in manifest.outputs for shape in (output.shape, output.full_shape) if shape]
     for shape in shapes:
-        need(
-            math.prod(n for n in shape if isinstance(n, int)) <= LARGEST, f"shapes must have at most {LARGEST} elements"
-        )
+        elements = math.prod(n for n in shape if isinstance(n, int))
+        need(elements <= LARGEST, f"shapes must have at most {LARGEST} elements")
     return manifest
 
 

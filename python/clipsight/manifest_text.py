@@ -1,4 +1,4 @@
-"""Finds the manifest in an exported file without a library for its format; csrc/session/manifest_text.cpp is the same."""
+"""Finds the manifest in an exported file without a library for its format, as csrc/session/manifest_text.cpp does."""
 
 from __future__ import annotations
 

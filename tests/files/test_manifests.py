@@ -147,7 +147,7 @@ def test_paths_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")  # to open it would be to wait for ever
     library, session = load_library(), c_uint64()
     for path in (tmp_path / "none.onnx", tmp_path, tmp_path / "pipe.onnx"):
-        with pytest.raises(FileNotFoundError, match="load: path must name an exported file, got .*, which is no file"):
+        with pytest.raises(FileNotFoundError, match=r"load: path must name an exported file, got .*, which is no file"):
             read_manifest(path)
         assert library.clipsight_open(str(path).encode(), None, byref(session)) == 1
         assert b"open: path must name an exported file, got" in library.clipsight_last_error()

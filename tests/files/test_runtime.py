@@ -125,7 +125,7 @@ def test_truncated_file(files, tmp_path, name, kept):
 def test_something_else(tmp_path):
     for content in (b"RIFF\x10\x00\x00\x00AVI LIST", b"\x00" * 64, b"{}\n", b"\xff" * 99):
         (tmp_path / "x.onnx").write_bytes(content)
-        with pytest.raises(LoadError, match="must be a whole file that clipsight.export wrote"):
+        with pytest.raises(LoadError, match=r"must be a whole file that clipsight\.export wrote"):
             load(tmp_path / "x.onnx")
 
 
@@ -139,9 +139,7 @@ def test_files_of_other_programs(files, tmp_path):
     del foreign.metadata_props[:]
     onnx.save(foreign, tmp_path / "foreign.onnx")
     for name in ("state.pt", "x.zip", "foreign.onnx"):
-        with pytest.raises(
-            LoadError, match=r"must be a whole file that clipsight\.export wrote, .*: an? (archive|model) with no"
-        ):
+        with pytest.raises(LoadError, match=r"must be a whole file .*: an? (archive|model) with no"):
             load(tmp_path / name)
 
 

@@ -11,18 +11,6 @@ configure() {  # FOLDER SANITIZERS [OPTIONS]: the session needs neither CUDA nor
     -DPython_EXECUTABLE="$(command -v python)" -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >/dev/null
 }
 
-configure threads thread
-cmake --build "$build/threads" --target threads
-"$build/threads/tests/fuzz/threads" "${CLIPSIGHT_FILE:-/dev/null}"
-
-clang=$(command -v clang++ || compgen -c | grep -E '^clang\+\+-[0-9]+$' | sort -V | tail -n 1 || true)
-if [ -z "$clang" ] || ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
-  "$clang" -fsanitize=fuzzer,address -x c++ - -o "$build/probe" 2>/dev/null; then
-  echo "fuzz: skipped, a clang++ with libFuzzer is not installed (Debian: clang-19 and libclang-rt-19-dev)"
-  exit 0
-fi
-configure session fuzzer-no-link,address,undefined -DCMAKE_CXX_COMPILER="$clang"
-cmake --build "$build/session" --target fuzz_session
 mkdir -p "$build/corpus"
 PYTHONPATH=tests/support python - "$build/corpus" <<'P'
 import sys
@@ -36,11 +24,23 @@ for i, (text, _) in enumerate(cases().values()):
     if len(text) < 20_000:
         for mode in (0, 1):
             (folder / f"case{i}_{mode}").write_bytes(bytes([mode]) + text + tails[i % 2])
+(folder.parent / "manifest.onnx").write_bytes(shells()["an entry"][0])
 for i, (data, _) in enumerate(shells().values()):
     if len(data) < 20_000:
         (folder / f"shell{i}").write_bytes(b"\x02" + data + tails[0])
 P
-# Python frees what it likes, the session all: leaks are searched for.
+configure threads thread
+cmake --build "$build/threads" --target threads
+"$build/threads/tests/fuzz/threads" "$build/manifest.onnx"
+
+clang=$(command -v clang++ || compgen -c | grep -E '^clang\+\+-[0-9]+$' | sort -V | tail -n 1 || true)
+if [ -z "$clang" ] || ! echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+  "$clang" -fsanitize=fuzzer,address -x c++ - -o "$build/probe" 2>/dev/null; then
+  echo "fuzz: skipped, a clang++ with libFuzzer is not installed (Debian: clang-19 and libclang-rt-19-dev)"
+  exit 0
+fi
+configure session fuzzer-no-link,address,undefined -DCMAKE_CXX_COMPILER="$clang"
+cmake --build "$build/session" --target fuzz_session
 "$build/session/tests/fuzz/fuzz_session" -max_total_time="$seconds" -max_len=8000 -timeout=10 -rss_limit_mb=2048 \
   -malloc_limit_mb=512 -dict=tests/fuzz/dictionary -artifact_prefix="$build/" -print_final_stats=1 "$build/corpus" \
   >"$build/session.log" 2>&1 || { tail -n 60 "$build/session.log"; exit 1; }

@@ -1,4 +1,4 @@
-// libFuzzer: bytes become a file (a manifest in an ONNX model or in an archive, or the whole file), and where it is taken,
+// libFuzzer: bytes become a file (a manifest in an ONNX model or in an archive, or the whole file). Where it is taken,
 // every check that a run makes gets tensors of shapes, types and contents from the same bytes.
 #include <clipsight/session.h>
 #include <sys/mman.h>
@@ -22,7 +22,7 @@ constexpr size_t kTail = 48;  // bytes at the end, of which the tensors are made
 /// Little-endian.
 std::string number(uint64_t value, int bytes) {
   std::string text;
-  for (int i = 0; i < bytes; ++i) text += static_cast<char>(value >> 8 * i);
+  for (int i = 0; i < bytes; ++i) text += i < 8 ? static_cast<char>(value >> 8 * i) : '\0';
   return text;
 }
 

@@ -1,4 +1,4 @@
-// ThreadSanitizer: one kernel in many threads (plans that they share, workspaces of their own), and the session's files.
+// ThreadSanitizer: a kernel in many threads (shared plans, workspaces of their own), and the files of a session.
 #include <clipsight/session.h>
 
 #include <atomic>
@@ -22,7 +22,9 @@ constexpr int kThreads = 8, kRounds = 100;
 std::vector<float> tubes(int seed, int64_t size) {
   const size_t voxels = static_cast<size_t>(2 * size * size * size);
   std::vector<float> cam(2 * 4 * 7 * 7), out(2 * voxels + 2);
-  for (size_t i = 0; i < cam.size(); ++i) cam[i] = static_cast<float>((static_cast<int>(i) * 7919 + seed) % 101) / 50 - 1;
+  for (size_t i = 0; i < cam.size(); ++i) {
+    cam[i] = static_cast<float>((i * 7919 + static_cast<size_t>(seed)) % 101) / 50 - 1;
+  }
   const SaliencyTubeArgs tube{cam.data(),
                               2,
                               {4, 7, 7},

@@ -211,7 +211,7 @@ def test_a_library_that_a_file_names_does_not_run(files, tmp_path):
     outside = "/" + "../" * 20 + str(library.with_suffix("")).removeprefix("/")
     plugin = {"required": True, "library": outside}
     hostile = with_manifest(files["clip"], tmp_path / "hostile.onnx", plugin=plugin)
-    with pytest.raises(CError, match="plugin.library must be one of clipsight_torch, clipsight_onnxruntime"):
+    with pytest.raises(CError, match=r"plugin\.library must be one of clipsight_torch, clipsight_onnxruntime"):
         CSession(hostile, onnxruntime_library())
     assert not mark.exists()
     ctypes.CDLL(str(library))  # negative control
