@@ -51,7 +51,7 @@ def onnx_session(
     missing = _register(options)
     try:
         return onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=list(providers or ["CPUExecutionProvider"])
+            os.fspath(path), options, providers=list(providers or ["CPUExecutionProvider"]), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's own exception types have no common base
         if missing and "clipsight:" in str(error):

@@ -77,6 +77,7 @@ class Loaded:
 
         Raises:
             ValueError, TypeError: an input does not fit the manifest.
+            LoadError: the runtime fails: the file is damaged, or asks for more memory than there is.
         """
         self._check_clip(clip)
         self._check_classes(clip, classes)
@@ -86,7 +87,11 @@ class Loaded:
             if value is not None and name not in wanted:
                 raise ValueError(f"load: {name} must not be given: the file was exported without it as an input")
         options = (_option(option, given.get(name), clip) for name, option in wanted.items())
-        return self._run(clip, *(() if classes is None else (classes,)), *options)
+        inputs = (clip, *(() if classes is None else (classes,)), *options)
+        try:
+            return self._run(*inputs)
+        except Exception as error:  # of a runtime, whose exceptions have no common base
+            raise LoadError(f"load: the file must run on inputs that fit its manifest, got: {error}") from error
 
     def _check_clip(self, clip) -> None:
         want = self.manifest.input
@@ -151,7 +156,7 @@ class _TorchScript:
         try:
             with quiet():
                 return self.torch.jit.load(str(path), map_location=self.device).eval()
-        except RuntimeError as error:
+        except Exception as error:  # of damaged text it is a UnicodeDecodeError
             raise LoadError(f"load: torch.jit.load could not read '{path}': {error}") from error
 
     def __call__(self, *inputs) -> tuple:
@@ -202,7 +207,7 @@ class _Onnx:
             self.session = onnx_session(path, providers, options=options)
         else:
             try:
-                self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+                self.session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
             except Exception as error:  # ONNX Runtime's own exception types have no common base
                 raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
         if device != "cpu" and self.session.get_providers()[0] != "CUDAExecutionProvider":
