@@ -37,16 +37,14 @@ def run_in_python(path, clip) -> str:
     try:
         return "ran" if load(path)(clip) else ""
     except LoadError as error:
-        assert str(error).startswith("load: ")
-        return "refused"
+        return "refused" if str(error).startswith("load: ") else str(error)
 
 
 def run_in_c(path, clip) -> str:
     try:
         return "ran" if CSession(path, onnxruntime_library()).run(clip) else ""
     except CError as error:
-        assert str(error).partition(": ")[0] in ("open", "run", "output_shapes")
-        return "refused"
+        return "refused" if str(error).partition(": ")[0] in ("open", "run", "output_shapes") else str(error)
 
 
 @pytest.mark.parametrize("seeds", SEEDS)

@@ -17,7 +17,7 @@ namespace {
 
 using namespace clipsight;
 
-constexpr size_t kTail = 48;  // bytes at the end, of which the tensors are made
+constexpr size_t kTensors = 48;  // bytes after the first, of which the tensors are made
 
 /// Little-endian.
 std::string number(uint64_t value, int bytes) {
@@ -95,16 +95,17 @@ TensorView view(const Port& port, const Shape& shape, DType dtype, std::vector<s
 
 void use(const Manifest& manifest, Numbers numbers) {
   may_refuse([&] { manifest.map_region(numbers.length(), numbers.length()); });
-  const bool fits = numbers.byte() & 1;
   std::vector<std::vector<uint64_t>> memory;
   std::vector<TensorView> inputs, outputs;
   for (const Port& port : manifest.inputs) {
     std::vector<int64_t> shape;
-    for (size_t axis = 0; axis < port.shape.size(); ++axis) {
-      const bool fixed = fits && port.shape[axis].length >= 0;
+    const bool fits = numbers.byte() % 4;
+    const size_t rank = fits ? port.shape.size() : std::min<size_t>(numbers.byte() % 12, Shape::max_rank);
+    for (size_t axis = 0; axis < rank; ++axis) {
+      const bool fixed = axis < port.shape.size() && port.shape[axis].length >= 0 && (fits || numbers.byte() % 4);
       shape.push_back(fixed ? port.shape[axis].length : numbers.length());
     }
-    const DType dtype = fits ? port.dtype : static_cast<DType>(numbers.byte() % 9);
+    const DType dtype = numbers.byte() % 8 ? port.dtype : static_cast<DType>(numbers.byte() % 9);
     inputs.push_back(view(port, Shape(shape), dtype, memory));
   }
   may_refuse([&] {
@@ -139,15 +140,21 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const int file = memfd_create("fuzz", 0);
   static const std::string path = "/proc/self/fd/" + std::to_string(file);
-  if (size < 1 + kTail) return 0;
+  if (size < 1 + kTensors) return 0;
   ++inputs_seen;
-  const std::string text(reinterpret_cast<const char*>(data + 1), size - 1 - kTail);
-  const std::string bytes = data[0] % 3 == 0 ? in_model(text) : data[0] % 3 == 1 ? in_archive(text) : text;
+  const std::string text(reinterpret_cast<const char*>(data + 1 + kTensors), size - 1 - kTensors);
+  const Numbers numbers(data + 1, kTensors);
+  if (data[0] % 4 == 3) {  // one that is sure to be taken
+    static const Manifest good = Manifest::read(std::getenv("CLIPSIGHT_MANIFEST"));
+    use(good, numbers);
+    return 0;
+  }
+  const std::string bytes = data[0] % 4 == 0 ? in_model(text) : data[0] % 4 == 1 ? in_archive(text) : text;
   if (ftruncate(file, 0) || pwrite(file, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) return 0;
   may_refuse([&] {
     const Manifest manifest = Manifest::read(path);
     ++manifests_taken;
-    use(manifest, Numbers(data + size - kTail, kTail));
+    use(manifest, numbers);
   });
   return 0;
 }
