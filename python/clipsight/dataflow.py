@@ -20,6 +20,16 @@ class AttachError(ValueError):
     """The network has no features, pooling and classifier that a Saliency Tube could use, or they must be named."""
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, without what it was trained in: parallel modules, averaged ones and torch.compile's."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        inner = model.module if isinstance(model, wrappers) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 class FrameByFrame(nn.Module):
     """A 2-D network on a clip: every frame on its own, the logits averaged over the frames (segment consensus)."""
 
@@ -55,9 +65,11 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
         like: its `dtype` and `device`.
     """
     batch = torch.zeros(2, *shape, **like)
+    free = torch.export.ShapesCollection()  # by tensor: `forward` may take `*args`
+    free[batch] = {0: torch.export.Dim.AUTO}
     try:
         with torch.no_grad(), without_stacks():
-            program = torch.export.export(network, (batch,), dynamic_shapes=({0: torch.export.Dim.AUTO},), strict=False)
+            program = torch.export.export(network, (batch,), dynamic_shapes=free, strict=False)
     except Exception as error:
         raise AttachError(
             f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import AttachError, FrameByFrame, capture
+from .dataflow import AttachError, FrameByFrame, capture, unwrapped
 from .heads import Evidence, Head
 from .heads.base import BORDER, as_grid
 
@@ -35,7 +35,8 @@ def explain(
     Args:
         model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
             layer or 1x1x1 convolution (for a `FeaturePyramid` the last layer is enough); or an image classifier, which
-            then sees every frame on its own.
+            then sees every frame on its own. Wrappers for training (`DataParallel`, `DistributedDataParallel`,
+            `AveragedModel`, `torch.compile`) are taken off.
         methods: one head or several, such as `SaliencyTube()`, `SelectiveRelevance(of=SaliencyTube())` and
             `FeaturePyramid()`.
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
@@ -83,7 +84,7 @@ class ExplainedModel(nn.Module):
         features: str | None = None,
     ) -> None:
         super().__init__()
-        _check_model(model)
+        model = _check_model(model)
         self.methods = (methods,) if isinstance(methods, Head) else tuple(methods)
         if not self.methods or not all(isinstance(m, Head) for m in self.methods):
             raise TypeError(f"explain: methods must be a head or a list of heads, got {methods!r}")
@@ -407,11 +408,13 @@ def _outputs(methods: Sequence[Head]) -> dict[str, str]:
     return outputs
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     if any(m.training for m in model.modules()):
         raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
+    return model
 
 
 def _check_clip(clip: Tensor) -> None:

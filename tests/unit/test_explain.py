@@ -253,6 +253,57 @@ def test_training_mode_and_forward_arguments():
     assert explain(network)(x[:0])[1].shape == (0, 1, 8, 32, 32)
 
 
+def distributed(network: nn.Module) -> nn.Module:
+    """DistributedDataParallel as it is when it wraps a network, without a process group."""
+    wrapper = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapper)
+    wrapper.module = network
+    return wrapper
+
+
+class AnyArguments(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *args, **kwargs):
+        return self.network(*args, **kwargs)
+
+
+WRAPPERS = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": distributed,
+    "AveragedModel": torch.optim.swa_utils.AveragedModel,
+    "torch.compile": torch.compile,
+    "torch.compile of DataParallel": lambda network: torch.compile(nn.DataParallel(network)),
+    "forward(*args)": AnyArguments,
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_network_may_be_in_what_it_was_trained_in(name):
+    network, x = networks.seeded(networks.ModulePool), networks.clip(2)
+    expected = explain(network)(x)
+    wrapped = WRAPPERS[name](network)
+    if name == "forward(*args)":
+        wrapped.eval()
+    explained = explain(wrapped)  # in training mode itself, which does not matter
+    assert explained.model_name == ("AnyArguments" if name == "forward(*args)" else "ModulePool")
+    assert all(torch.equal(a, b) for a, b in zip(explained(x), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(explain(wrapped, head="fc")(x), expected, strict=True))
+    wrapped.train()
+    with pytest.raises(ValueError, match="eval mode"):
+        explain(wrapped)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, AnyArguments])
+def test_a_part_of_the_network_may_be_too(wrap):
+    network, x = networks.seeded(networks.ModulePool), networks.clip(2)
+    expected = explain(network)(x)
+    network.body = wrap(network.body)
+    assert all(torch.equal(a, b) for a, b in zip(explain(network.eval())(x), expected, strict=True))
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
