@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
@@ -11,13 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import checkpoint_layouts as layouts
 from clipsight import models
 from clipsight.models import checkpoints, registry
+from clipsight.models.checkpoint_files import contents_of
 from clipsight.models.resnet3d import PREPROCESSING_2017, PREPROCESSING_2020
 from helpers import import_torchvision
+
+
+class Options(dict):
+    """As Lightning's `AttributeDict`."""
+
 
 OLD_TRAINING = {"epoch": 45, "arch": "resnet-50", "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}
 
@@ -47,6 +54,7 @@ LAYOUTS = {
     "model": ("movers", None, lambda s: {"model": s, "epoch": 1}),
     "model_state": ("movers", None, lambda s: {"model_state": layouts.prefixed(s), "optimizer_state": {}}),
     "one in the other": ("movers", None, lambda s: {"model": {"state_dict": s}}),
+    **{f"trainer: {name}": ("movers", None, write) for name, write in layouts.TRAINERS.items()},
 }
 LARGE = {"r3d101": 400, "r3d152": 1139, "resnext101": 400, "c3d": 487}
 
@@ -57,7 +65,7 @@ def test_a_published_file_comes_back_value_by_value(layout, tmp_path):
     state = layouts.values(name, num_classes)
     contents = write(state)
     torch.save(contents, tmp_path / "x.pth")
-    half = any(v.dtype == torch.float16 for v in checkpoints.read(tmp_path / "x.pth").values())
+    half = any(v.dtype == torch.float16 for v in checkpoints.read(tmp_path / "x.pth").parts[-1][1].values())
     loaded = models.load(name, tmp_path / "x.pth")
     assert not loaded.training
     for key, value in loaded.state_dict().items():
@@ -78,9 +86,10 @@ def test_a_file_in_the_serialisation_of_old_torch(tmp_path):
 def test_safetensors(write, tmp_path):
     save_file = pytest.importorskip("safetensors.torch").save_file
     state = layouts.values("i3d", 7)
-    save_file(layouts.in_half_precision(write(state)), tmp_path / "x.safetensors")
-    loaded = models.load("i3d", tmp_path / "x.safetensors").state_dict()
-    assert all(torch.equal(loaded[k], state[k].half().float()) for k in layouts.without_counters(state))
+    for file in ("x.safetensors", "x.ckpt"):
+        save_file(layouts.prefixed(layouts.in_half_precision(write(state)), "model."), tmp_path / file)
+        loaded = models.load("i3d", tmp_path / file).state_dict()
+        assert all(torch.equal(loaded[k], state[k].half().float()) for k in layouts.without_counters(state))
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -89,12 +98,14 @@ def test_names_of_the_large_networks(name):
     shapes = registry.shapes(name, LARGE[name])
     state = layouts.values(name, LARGE[name], device="meta")
     published = layouts.prefixed(layouts.without_counters(state))
-    assert checkpoints.class_count(checkpoints.named(published, registry.shapes(name)), shapes) == LARGE[name]
-    fitted = checkpoints.fitted(published, shapes, name, "x.pth")
+    contents = contents_of(published, "x.pth")
+    chosen = checkpoints.chosen(contents, registry.shapes(name), any_count=True)
+    assert checkpoints.class_count(chosen, shapes) == LARGE[name]
+    fitted = checkpoints.fitted(contents, shapes, name)
     assert fitted == layouts.without_counters(state)
     fitted.pop("fc.bias" if name != "c3d" else "fc8.bias")
     with pytest.raises(ValueError, match=r"missing fc8?\.bias"):
-        checkpoints.fitted(layouts.prefixed(fitted), shapes, name, "x.pth")
+        checkpoints.fitted(contents_of(layouts.prefixed(fitted), "x.pth"), shapes, name)
 
 
 def test_the_number_of_classes_is_that_of_the_file(tmp_path):
@@ -143,12 +154,132 @@ def test_prefixes_that_belong_to_the_network_stay(tmp_path):
         checkpoints.load_into(model, tmp_path / "both.pth")
 
 
+# ---- As trainers leave them --------------------------------------------------------------------------------------
+
+
+def different(state: dict) -> dict:
+    return {key: value + 1 for key, value in state.items()}
+
+
+def test_of_several_networks_in_a_file_one_is_named(tmp_path):
+    raw = layouts.values("movers")
+    averaged, path = different(raw), tmp_path / "x.pth"
+
+    def bias(file: str) -> Tensor:
+        return models.load("movers", tmp_path / file).classifier.bias
+
+    for contents, places in (
+        ({"model": raw, "model_ema": layouts.prefixed(averaged)}, ("model", "model_ema")),
+        ({"state_dict": raw, "state_dict_ema": averaged, "epoch": 3}, ("state_dict", "state_dict_ema")),
+        (layouts.prefixed(raw, "student.") | layouts.prefixed(averaged, "teacher."), ("student", "teacher")),
+        (raw | {"ema": averaged}, ("", "ema")),
+        ({"folds": [raw, averaged]}, ("folds.0", "folds.1")),
+    ):
+        torch.save(contents, path)
+        listed = ", ".join(f"x.pth#{place}" for place in places)
+        with pytest.raises(ValueError, match=re.escape(f"got 2 that fit and differ; name one: {listed}")):
+            models.load("movers", path)
+        for place, state in zip(places, (raw, averaged), strict=True):
+            assert torch.equal(bias(f"x.pth#{place}"), state["classifier.bias"])
+    torch.save({"raw": {"net": raw}, "ema": {"net": averaged}}, path)
+    assert torch.equal(bias("x.pth#ema"), averaged["classifier.bias"]), "the place may be an outer one"
+    with pytest.raises(ValueError, match=r"checkpoint x\.pth must have tensors at 'e', got none there"):
+        models.load("movers", f"{path}#e")
+    torch.save(raw, tmp_path / "a#b.pth")
+    assert torch.equal(bias("a#b.pth"), raw["classifier.bias"])
+
+
+def test_networks_of_other_numbers_of_classes_are_no_less_networks(tmp_path):
+    few, many = (layouts.without_counters(layouts.values("mfnet", count)) for count in (3, 5))
+    torch.save({"net": few, "pretrained": many}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"name one: x\.pth#net, x\.pth#pretrained"):
+        models.load("mfnet", tmp_path / "x.pth")
+    for count, state in ((3, few), (5, many)):
+        model = models.load("mfnet", tmp_path / "x.pth", num_classes=count)
+        assert torch.equal(model.classifier.weight, state["classifier.weight"])
+    with pytest.raises(ValueError, match="got 2 that fit"):
+        models.load("mfnet", tmp_path / "x.pth", num_classes=4)
+
+
+def test_part_of_a_network_is_refused(tmp_path):
+    state = layouts.values("movers")
+    backbone = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    for contents, message in (
+        (
+            layouts.prefixed(backbone, "encoder.") | {"projection.weight": torch.ones(4, 8)},
+            "2 missing, first classifier",
+        ),
+        ({"backbone": backbone, "optimizer": layouts.optimizer(state)}, "2 missing, first classifier"),
+        (
+            {"state_dict": layouts.prefixed(state | {"extra.weight": torch.ones(3)}, "model.")},
+            "unexpected extra.weight",
+        ),
+        ({"optimizer": layouts.optimizer(state)}, "it is none of these networks"),
+        ({"epoch": 3, "classifier.bias": torch.ones(8)}, "missing"),
+        ({0: torch.ones(2)}, "missing"),
+    ):
+        torch.save(contents, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=f"x.pth does not fit movers: .*{message}"):
+            models.load("movers", tmp_path / "x.pth")
+
+
+def test_values_that_are_no_weights_are_refused(tmp_path):
+    state = layouts.values("movers")
+    for value in (state["classifier.bias"].to(torch.int8), state["classifier.bias"].to_sparse()):
+        torch.save(state | {"classifier.bias": value}, tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=r"dense floating-point values as classifier\.bias, got torch"):
+            models.load("movers", tmp_path / "x.pth")
+    torch.save({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"name each tensor once, got two of the name 'a\.b'"):
+        models.load("movers", tmp_path / "x.pth")
+
+
+def test_into_a_network_in_its_wrappers(tmp_path):
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fc = torch.compile(nn.Linear(2, 3)), nn.Linear(3, 4)
+
+    source = Parts()
+    plain = {key.replace("_orig_mod.", ""): value for key, value in source.state_dict().items()}
+    for contents in (source.state_dict(), plain, {"net": layouts.prefixed(plain)}):
+        torch.save(contents, tmp_path / "x.pth")
+        for wrap in (lambda network: network, nn.DataParallel, torch.compile):
+            target = Parts()
+            checkpoints.load_into(wrap(target), tmp_path / "x.pth")
+            assert torch.equal(target.fc.weight, source.fc.weight)
+            assert torch.equal(target.body.weight, source.body.weight)
+
+
+def test_what_needs_code_is_left_out_where_the_network_does_not(tmp_path):
+    """Arguments, paths and numbers of NumPy lie beside the weights in most files; nothing of them is made or run."""
+    state, mark = layouts.values("movers"), tmp_path / "it-ran"
+    beside = {
+        "args": argparse.Namespace(lr=0.1, path=tmp_path),
+        "hyper_parameters": Options(lr=0.1),
+        "best": np.float64(90.5),
+        "history": np.arange(3),
+        "callback": _Call(mark),
+    }
+    torch.save({"state_dict": layouts.prefixed(state, "model."), **beside}, tmp_path / "x.pth")
+    allowed = set(torch.serialization.get_safe_globals())
+    loaded = models.load("movers", tmp_path / "x.pth")
+    assert torch.equal(loaded.classifier.bias, state["classifier.bias"])
+    assert not mark.exists()
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    torch.save({"optimizer": layouts.optimizer(state), "model": nn.Linear(2, 2)}, tmp_path / "x.pth")
+    with pytest.raises(
+        ValueError, match=r"not what torch\.nn\.modules\.linear\.Linear would make.*model\.state_dict\(\)"
+    ):
+        models.load("movers", tmp_path / "x.pth")
+
+
 # ---- What does not fit -------------------------------------------------------------------------------------------
 
 
 def refusal(network: str, state: dict, num_classes: int | None = None) -> str:
     with pytest.raises(ValueError) as caught:
-        checkpoints.fitted(state, registry.shapes(network, num_classes), network, "x.pth")
+        checkpoints.fitted(contents_of(state, "x.pth"), registry.shapes(network, num_classes), network)
     return str(caught.value)
 
 
@@ -301,13 +432,11 @@ def test_files_that_hold_something_else(tmp_path):
         return models.load("movers", tmp_path / "x.pth")
 
     for contents, got in (
-        ({}, "an empty one"),
-        ({"state_dict": {}}, "an empty one"),
+        ({}, "no tensor"),
+        ({"state_dict": {}}, "no tensor"),
         ([torch.ones(2)], "list"),
         (torch.ones(2), "Tensor"),
-        ({"epoch": 3, "classifier.bias": torch.ones(8)}, "int as 'epoch'"),
-        ({"optimizer": {"state": {}}}, "dict as 'optimizer'"),
-        ({0: torch.ones(2)}, "Tensor as 0"),
+        ({"epoch": 3, "optimizer": {"state": {}}}, "no tensor"),
     ):
         with pytest.raises(ValueError, match=f"must hold a state dict of tensors, got {got} in x.pth"):
             load(contents)

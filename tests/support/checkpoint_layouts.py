@@ -47,6 +47,59 @@ def in_half_precision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
 
 
+def wrapped_inside(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """With `name` behind the first module of every key, as where parts of a network are wrapped."""
+    return {key.replace(".", f".{name}.", 1): value for key, value in state.items()}
+
+
+def optimizer(state: dict[str, Tensor]) -> dict:
+    """Adam's, which has tensors of the parameters' shapes."""
+    moments = {i: {"step": torch.ones(()), "exp_avg": v, "exp_avg_sq": v} for i, v in enumerate(state.values())}
+    return {"state": moments, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": list(moments)}]}
+
+
+# What training programs write around the state dict of a network, which is bare here.
+TRAINERS = {
+    "DataParallel": prefixed,
+    "DataParallel twice": lambda s: prefixed(prefixed(s)),
+    "torch.compile": lambda s: prefixed(s, "_orig_mod."),
+    "DataParallel of torch.compile": lambda s: prefixed(s, "module._orig_mod."),
+    "torch.compile of DataParallel": lambda s: prefixed(s, "_orig_mod.module."),
+    "torch.compile of parts": lambda s: wrapped_inside(s, "_orig_mod"),
+    "DataParallel of parts": lambda s: {"state_dict": wrapped_inside(s, "module")},
+    "FSDP": lambda s: prefixed(wrapped_inside(s, "_fsdp_wrapped_module"), "_fsdp_wrapped_module."),
+    "activation checkpointing": lambda s: wrapped_inside(s, "_checkpoint_wrapped_module"),
+    "AveragedModel": lambda s: prefixed(s) | {"n_averaged": torch.tensor(5)},
+    "DeepSpeed": lambda s: {"module": s, "optimizer": None, "ds_version": "0.16", "global_steps": 7},
+    "Lightning": lambda s: {
+        "epoch": 3,
+        "pytorch-lightning_version": "2.5",
+        "state_dict": prefixed(s, "model.") | {"loss.weight": torch.ones(8), "accuracy.tp": torch.ones(8).long()},
+        "optimizer_states": [optimizer(s)],
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "Lightning, compiled backbone": lambda s: {"state_dict": prefixed(s, "net.backbone._orig_mod.")},
+    "net": lambda s: {"net": s, "acc": 90.5, "epoch": 1},
+    "any name": lambda s: {"best": {"weights": s}, "optimizer": optimizer(s)},
+    "beside the values": lambda s: s | {"epoch": 3, "optimizer": optimizer(s)},
+    "a projection beside it": lambda s: prefixed(s, "encoder.") | {"projection.weight": torch.ones(4, 8)},
+    "a dict for each module": lambda s: {"model": nested(s)},
+    "averaged alone": lambda s: {"model_ema": prefixed(s), "decay": 0.999},
+    "raw and averaged alike": lambda s: {"model": s, "ema": {k: v.clone() for k, v in s.items()}},
+    "a list of one": lambda s: {"models": [s]},
+    "half precision": lambda s: {"state_dict": in_half_precision(prefixed(s, "model."))},
+}
+
+
+def nested(state: dict[str, Tensor]) -> dict:
+    """`{"fc.weight": w}` -> `{"fc": {"weight": w}}`."""
+    result: dict = {}
+    for key, value in state.items():
+        first, _, rest = key.partition(".")
+        result.setdefault(first, {})[rest] = value
+    return result
+
+
 def i3d_of_branches(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The second naming of I3D."""
     result = {f"conv3d_0c_1x1.conv3d.{part}": state[f"logits.conv3d.{part}"] for part in ("weight", "bias")}

@@ -36,16 +36,20 @@ def load(
 
     Args:
         name: one of :func:`names`.
-        checkpoint: a `.safetensors` file or a file of `torch.save` with a state dict, instead of the weights in the
-            package. Only tensors are unpickled, never code. All published layouts are read: a state dict by itself or
-            as `state_dict`, `model_state` or `model`; with the prefix `module.`; without `num_batches_tracked`; in half
-            precision; I3D in both of its namings; TSN with the prefix `base_model.` and the classifier `new_fc`.
+        checkpoint: a `.safetensors` file or a file of `torch.save`, instead of the weights in the package. Only tensors
+            are unpickled, never code. The network may lie at any place in the file (a state dict by itself, as
+            `state_dict`, `model`, `net`, ...), under any prefix (`module.`, `_orig_mod.`, `model.`, ...) and beside
+            whatever else a trainer keeps; without `num_batches_tracked`; in half precision; I3D in both of its namings;
+            TSN with the prefix `base_model.` and the classifier `new_fc`. At its place it must be whole, with nothing
+            left over. Where a file has several that fit, such as raw and averaged weights, `"file.pth#model_ema"` names
+            the place of one.
         pretrained: without a checkpoint, take the weights in the package; `False` leaves the random initial ones.
         num_classes: K; by default that of the checkpoint, or that of the published network.
 
     Raises:
         ValueError: unknown name; no weights in the package; a checkpoint that does not fit the network, with the first
-            names that do not and what the file probably is; or one that would run code; another number of classes.
+            names that do not and what the file probably is; several networks in it that fit and differ; a file that
+            would run code; another number of classes.
         FileNotFoundError: the checkpoint does not exist.
         ImportError: a `.safetensors` file is wanted and safetensors is not installed, or a network of torchvision
             without torchvision.
@@ -58,14 +62,15 @@ def load(
             raise ValueError(f"models.load: {name} has no weights in the package; pass checkpoint= or pretrained=False")
     shapes, state = registry.shapes(name, num_classes), {}
     if checkpoint is not None:
-        state = checkpoints.read(checkpoint)
-        in_file = checkpoints.class_count(checkpoints.named(state, shapes), shapes)
-        shapes = registry.shapes(name, in_file)
-        state = checkpoints.fitted(state, shapes, name, Path(checkpoint).name)
+        contents = checkpoints.read(checkpoint)
+        state = checkpoints.chosen(contents, shapes, any_count=num_classes is None)
+        shapes = registry.shapes(name, checkpoints.class_count(state, shapes))
+        state = checkpoints.fitted(contents, shapes, name)
     (count,) = shapes[list(shapes)[-1]]
     if num_classes not in (None, count):
-        where = name if checkpoint is None else Path(checkpoint).name
+        where = name if checkpoint is None else contents.file
         raise ValueError(f"models.load: num_classes must be {count}, that of {where}, got {num_classes}")
     model = registry.build(name, count)
-    model.load_state_dict(state, strict=False)  # strict but for counters of batches: they were checked
+    if checkpoint is not None:
+        checkpoints.load_fitted(model, state, contents.file)
     return model.eval()

@@ -1,26 +1,26 @@
-"""Checkpoints as they are published: read without running code, brought to a network's names, told apart.
+"""Checkpoints as they are published and as trainers leave them, brought to a network's names and told apart.
 
-A file may be `.safetensors` or of `torch.save`, hold the state dict itself or under a name of its own, have weights of
-half precision, the prefix `module.` of parallel training, no `num_batches_tracked`, or names of another implementation.
+A file may hold a network's tensors at any place, under any prefix, beside whatever else, in half precision, without
+`num_batches_tracked`, or under the names of another implementation. What is loaded is the one place where every tensor
+has its name and shape in the network, and none is left over.
 """
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..dataflow import unwrapped
 from . import registry
+from .checkpoint_files import Contents, read, unwrapped_name
 
 Shapes = Mapping[str, torch.Size]
-_WRAPPERS = ("state_dict", "model_state", "model_state_dict", "model")
 _COUNTER = "num_batches_tracked"  # since PyTorch 0.4.1, and only of use in training
 
 
@@ -29,7 +29,8 @@ def _same(key: str) -> str:
 
 
 def _without_module(key: str) -> str:
-    return key.removeprefix("module.")
+    """`backbone.module.fc` -> `backbone.fc`: a part of the network was trained in parallel, or averaged."""
+    return re.sub(r"(?<![^.])module\.", "", key)
 
 
 def _i3d(key: str) -> str:
@@ -44,57 +45,69 @@ def _tsn(key: str) -> str:
     return re.sub(r"^new_fc\.", "fc.", key.removeprefix("base_model."))
 
 
-_PREFIXES: tuple[Callable[[str], str], ...] = (_same, _without_module)
+_INSIDE: tuple[Callable[[str], str], ...] = (_same, _without_module)
 _NAMINGS: tuple[Callable[[str], str], ...] = (_same, _i3d, _tsn)
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU, with the file's own names; no code in the file is run.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be read, would run code, or holds something else.
-        ImportError: a `.safetensors` file, and safetensors is not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"models.load: checkpoint must be a file, {path} does not exist")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    while isinstance(state, Mapping):
-        inner = [state[key] for key in _WRAPPERS if isinstance(state.get(key), Mapping)]
-        if not inner:
-            break
-        state = inner[0]
-    if not isinstance(state, Mapping):
-        got = type(state).__name__
-    elif not state:
-        got = "an empty one"
-    else:
-        others = [k for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
-        got = f"{type(state[others[0]]).__name__} as {others[0]!r}" if others else None
-    if got:
-        raise ValueError(f"models.load: checkpoint must hold a state dict of tensors, got {got} in {path.name}")
-    return dict(state)
-
-
 def load_into(model: nn.Module, path: str | Path) -> None:
-    """Loads a file into a network that is there already, strictly.
+    """Loads a file into a network that is there already, strictly; the network may be in a wrapper for training.
 
     Raises:
-        ValueError: see `read` and `fitted`.
+        ValueError: see `read`, `fitted` and `load_fitted`.
     """
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    state = fitted(read(path), shapes, type(model).__name__, Path(path).name)
+    model = unwrapped(model)
+    own = model.state_dict()
+    names = {unwrapped_name(key): key for key in own}
+    contents = read(path)
+    state = fitted(contents, {name: own[key].shape for name, key in names.items()}, type(model).__name__)
+    load_fitted(model, {names[name]: value for name, value in state.items()}, contents.file)
+
+
+def load_fitted(model: nn.Module, state: Mapping[str, Tensor], file: str) -> None:
+    """Copies the values that `fitted` returned.
+
+    Raises:
+        ValueError: values that are no numbers as they stand, such as those of a quantized network.
+    """
+    own = model.state_dict()
+    for name, value in state.items():
+        if own[name].is_floating_point() and not (value.is_floating_point() and value.layout == torch.strided):
+            raise ValueError(
+                f"models.load: checkpoint {file} must have dense floating-point values as {name}, "
+                f"got {value.dtype}, {value.layout}"
+            )
     model.load_state_dict(state, strict=False)  # strict but for the counters
 
 
-def named(state: dict[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:
-    """The state dict in the naming of which most names are the network's."""
-    namings = [
-        {naming(prefix(key)): value for key, value in state.items()} for prefix, naming in product(_PREFIXES, _NAMINGS)
-    ]
-    whole = [renamed for renamed in namings if len(renamed) == len(state)]  # no two entries became one
-    return max(whole, key=lambda renamed: len(renamed.keys() & shapes.keys()))
+def chosen(contents: Contents, shapes: Shapes, any_count: bool = False) -> dict[str, Tensor]:
+    """The part of a file that fits the network, in its names; or, where none does, that which comes nearest to it.
+
+    Args:
+        contents: of the file.
+        shapes: of the network's state dict.
+        any_count: parts with other numbers of classes are no worse than one with the network's.
+
+    Raises:
+        ValueError: several parts fit, such as raw and averaged weights, and differ.
+    """
+    candidates, bias = _candidates(contents), list(shapes)[-1]
+    found: dict[str, dict[str, Tensor]] = {}
+    for place, state, sizes in candidates:
+        if len(sizes) == _common(sizes, shapes) == len(_sizes(shapes)):
+            found.setdefault(place, state)
+    if not any_count:
+        found = {place: state for place, state in found.items() if state[bias].shape == shapes[bias]} or found
+    different: dict[str, dict[str, Tensor]] = {}
+    for place, state in found.items():
+        if not any(_equal(state, other) for other in different.values()):
+            different[place] = state
+    if len(different) > 1:
+        places = ", ".join(f"{contents.file}#{place}" for place in different)
+        raise ValueError(
+            f"models.load: checkpoint must hold one set of weights for the network, got {len(different)} that fit and "
+            f"differ; name one: {places}"
+        )
+    return next(iter(different.values())) if different else _nearest(candidates, shapes).state
 
 
 def class_count(state: Mapping[str, Tensor], shapes: Shapes) -> int | None:
@@ -103,19 +116,18 @@ def class_count(state: Mapping[str, Tensor], shapes: Shapes) -> int | None:
     return len(bias) if bias is not None and bias.dim() == 1 else None
 
 
-def fitted(state: dict[str, Tensor], shapes: Shapes, network: str, file: str) -> dict[str, Tensor]:
+def fitted(contents: Contents, shapes: Shapes, network: str) -> dict[str, Tensor]:
     """The state dict in the network's names; all that is in it fits, and nothing but counters of batches is missing.
 
     Args:
-        state: from `read`.
+        contents: from `read`.
         shapes: of the network's state dict.
         network: name of it, for the error.
-        file: name of the file, for the error.
 
     Raises:
-        ValueError: says which names do not fit, and what the file probably is.
+        ValueError: says which names do not fit, and what the file probably is; or which parts of it fit, if several do.
     """
-    state = named(state, shapes)
+    state = chosen(contents, shapes)
     missing = [key for key in shapes if key not in state and not key.endswith(_COUNTER)]
     unexpected = [key for key in state if key not in shapes]
     wrong = [key for key, value in state.items() if key in shapes and value.shape != shapes[key]]
@@ -128,51 +140,100 @@ def fitted(state: dict[str, Tensor], shapes: Shapes, network: str, file: str) ->
         count = class_count(state, shapes)
         if count and not missing and not unexpected and wrong == list(shapes)[-2:]:
             problems.append(f"the file has {count} classes, the network {shapes[wrong[1]].numel()}")
-        problems += _guess(state, network)
-        raise ValueError(f"models.load: checkpoint {file} does not fit {network}: {'; '.join(problems)}")
+        problems += _guess(contents, network)
+        if contents.left_out:
+            problems.append(
+                f"only tensors were read, not what {contents.left_out[0]} would make; if that is the network, write "
+                "model.state_dict() with the program that wrote the file"
+            )
+        raise ValueError(f"models.load: checkpoint {contents.file} does not fit {network}: {'; '.join(problems)}")
     return state
+
+
+class _Candidate(NamedTuple):
+    """A part of a file in one naming."""
+
+    place: str
+    state: dict[str, Tensor]
+    sizes: dict[str, tuple[int, ...]]
+
+
+def _candidates(contents: Contents) -> list[_Candidate]:
+    """Every part of a file in every naming that keeps its entries apart."""
+    found = []
+    for place, tensors in contents.parts:
+        known = []
+        for inside, naming in product(_INSIDE, _NAMINGS):
+            state = {naming(inside(key)): value for key, value in tensors.items()}
+            if len(state) == len(tensors) and state.keys() not in known:
+                known.append(state.keys())
+                found.append(_Candidate(place, state, _sizes(state)))
+    return found
+
+
+def _nearest(candidates: list[_Candidate], shapes: Shapes) -> _Candidate:
+    """The one of which most is the network's by name and shape, then by name, and least is not."""
+
+    def likeness(candidate: _Candidate) -> tuple[int, int, int]:
+        names = len(candidate.state.keys() & shapes.keys())
+        return _common(candidate.sizes, shapes), names, -len(candidate.state) if names else 0
+
+    return max(candidates, key=likeness)
+
+
+def _sizes(state: Mapping[str, Tensor] | Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of all but counters."""
+    return {k: tuple(getattr(value, "shape", value)) for k, value in state.items() if not k.endswith(_COUNTER)}
+
+
+def _common(sizes: dict[str, tuple[int, ...]], shapes: Shapes) -> int:
+    """How many entries have one name and shape in both, whatever the number of classes.
+
+    That is the first axis of the classifier, which stands last in `shapes`.
+    """
+    ours = _sizes(shapes)
+    classifier = [key for key in list(shapes)[-2:] if key in sizes and sizes[key] != ours[key]]
+    return len(sizes.items() & ours.items()) + sum(sizes[key][1:] == ours[key][1:] for key in classifier)
+
+
+def _equal(state: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return state.keys() == other.keys() and all(v is other[k] or torch.equal(v, other[k]) for k, v in state.items())
 
 
 def _listed(keys: list[str], what: str) -> str:
     return f"{what} {keys[0]}" if len(keys) == 1 else f"{len(keys)} {what}, first {', '.join(keys[:3])}"
 
 
-def _guess(state: dict[str, Tensor], network: str) -> list[str]:
+def _guess(contents: Contents, network: str) -> list[str]:
     """What the file probably is, unless it is a version of `network` itself."""
-    foreign = _other_resnet(state)
-    if foreign:
-        return [f"it looks like {foreign}, which is not among these networks"]
-    likeness = {}
+    for _, state in contents.parts:
+        if foreign := _other_resnet(state):
+            return [f"it looks like {foreign}, which is not among these networks"]
+    candidates, likeness = _candidates(contents), {}
     for name in registry.names():
         try:
-            likeness[name] = _likeness(state, registry.shapes(name))
+            likeness[name] = _likeness(candidates, registry.shapes(name))
         except ImportError:  # one of torchvision's, without torchvision
             continue
     nearest = max(likeness, key=likeness.__getitem__)
-    if likeness.get(network) == likeness[nearest]:
+    if 0 < likeness.get(network, 0) == likeness[nearest]:
         return []
     if likeness[nearest] < 0.5:
         return ["it is none of these networks"]
     shapes = registry.shapes(nearest)
-    count = class_count(named(state, shapes), shapes)
+    count = class_count(_nearest(candidates, shapes).state, shapes)
     return [f"it {'looks like' if likeness[nearest] == 1 else 'is closest to'} {nearest} with {count} classes"]
 
 
-def _likeness(state: dict[str, Tensor], shapes: Shapes) -> float:
+def _likeness(candidates: list[_Candidate], shapes: Shapes) -> float:
     """Share of the entries, counters aside, that are in both and have one shape, whatever the number of classes."""
-    theirs, ours = (
-        {key: tuple(getattr(value, "shape", value)) for key, value in both.items() if not key.endswith(_COUNTER)}
-        for both in (named(state, shapes), shapes)
-    )
-    for last in list(ours)[-2:]:  # the classifier, whose first axis is K
-        for entries in (theirs, ours):
-            entries[last] = entries.get(last, ())[1:]
-    return len(theirs.items() & ours.items()) / len(theirs.keys() | ours.keys())
+    sizes, ours = _nearest(candidates, shapes).sizes, _sizes(shapes)
+    return _common(sizes, shapes) / len(sizes.keys() | ours.keys())
 
 
 def _other_resnet(state: dict[str, Tensor]) -> str | None:
     """The name of a residual network with basic blocks or with shortcuts without weights."""
-    state = {_tsn(_without_module(key)): value for key, value in state.items()}
+    state = {_tsn(key): value for key, value in state.items()}
     blocks = [key for key in state if re.fullmatch(r"layer\d\.\d+\.conv1\.weight", key)]
     basic = "layer1.0.conv3.weight" not in state
     projected = any(".downsample." in key for key in state)
@@ -182,60 +243,3 @@ def _other_resnet(state: dict[str, Tensor]) -> str | None:
     shortcut = "B" if projected else "A (without weights: no downsample)"
     classes = len(state["fc.bias"]) if "fc.bias" in state else "unknown"
     return f"a {state[blocks[0]].dim() - 2}-D ResNet-{layers} with shortcuts {shortcut} and {classes} classes"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(
-            "models.load: reading .safetensors needs safetensors: pip install 'clipsight[video]'"
-        ) from error
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise ValueError(
-            f"models.load: checkpoint {path.name} cannot be read, expected a whole .safetensors file ({error})"
-        ) from error
-
-
-def _read_pickle(path: Path) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what the errors below say
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        code = _code_wanted(str(error), path)
-        if code:
-            raise ValueError(
-                f"models.load: checkpoint {path.name} is refused: to read it, {code} would have to run, and only "
-                "tensors are read (weights_only). If you trust the file, open it with the program that wrote it, and "
-                "write model.state_dict() alone, best with safetensors.torch.save_file"
-            ) from error
-        kind = "it is a TorchScript program" if "TorchScript" in str(error) else "it is cut off or something else"
-        raise ValueError(
-            f"models.load: checkpoint {path.name} cannot be read: {kind}, expected .safetensors or a file of torch.save"
-        ) from error
-
-
-def _code_wanted(message: str, path: Path) -> str | None:
-    """The function or class that a pickle would call."""
-    named = re.search(r"GLOBAL (\S+)", message)
-    if named:
-        return named[1]
-    with path.open("rb") as file:
-        if file.read(1) != pickle.PROTO:  # an archive of torch.save, which torch has a message for; or no pickle
-            return None
-        file.seek(0)
-        texts: list[str] = []
-        try:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    return argument.replace(" ", ".")
-                if opcode.name == "STACK_GLOBAL":
-                    return ".".join(texts[-2:])
-                if isinstance(argument, str):
-                    texts.append(argument)
-        except Exception:  # it ends too early
-            return None
-    return None
