@@ -6,17 +6,16 @@ placed by a `Geometry`. What lies outside the network's crop stays uncoloured, i
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .text_files import SEPARATORS, is_json, read_json, read_text, table
 from .video import VideoError
 from .windows import Geometry
 
@@ -26,6 +25,7 @@ OUTSIDE = 0.55
 """Brightness of the frame outside the crop."""
 FENCE = (235, 235, 235)
 BOX = (64, 255, 96)
+BOX_COLUMNS = ("frame", "x", "y", "w", "h")
 INK, FAINT, PAPER = "#1c1e22", "#787c84", "#ffffff"
 
 
@@ -144,32 +144,62 @@ class Box:
 
 
 def read_boxes(path: str | os.PathLike) -> dict[int, list[Box]]:
-    """Reads boxes from JSON (a list of objects) or CSV (with a header line): frame, x, y, w, h and perhaps label.
+    """Reads boxes from JSON (a list of objects) or a table with a header line: frame, x, y, w, h and perhaps label.
+
+    The columns stand in any order, with commas, semicolons or tabs between them; a decimal comma is read where it is
+    not what separates the columns. Pixels are rounded. For encodings see `clipsight.text_files.read_text`.
 
     Raises:
         VideoError: missing file, or a row without these numbers.
     """
-    path = Path(path)
     try:
-        text = path.read_text()
-        rows = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(text.splitlines()))
-    except (OSError, ValueError) as error:
-        raise VideoError(f"boxes: {path} cannot be read ({error})") from error
+        text = read_text(path, "boxes")
+        rows = read_json(text, f"boxes: {path}") if is_json(path, text) else _box_table(path, text)
+    except ValueError as error:
+        raise VideoError(str(error)) from error
     boxes: dict[int, list[Box]] = {}
     if not isinstance(rows, list):
         raise VideoError(f"boxes: {path} must hold a list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
         try:
-            frame, x, y, w, h = (round(float(row[key])) for key in ("frame", "x", "y", "w", "h"))
-            box = Box(x, y, w, h, str(row.get("label") or ""))
+            frame, x, y, w, h = (_pixels(row[key]) for key in BOX_COLUMNS)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VideoError(
                 f"boxes: row {number} of {path} must have the numbers frame, x, y, w, h, got {row}"
             ) from error
-        if w < 1 or h < 1:
-            raise VideoError(f"boxes: row {number} of {path} must have a positive w and h, got {w}, {h}")
-        boxes.setdefault(frame, []).append(box)
+        if w <= 0 or h <= 0:
+            raise VideoError(f"boxes: row {number} of {path} must have a positive w and h, got {w:g}, {h:g}")
+        if frame < 0 or not frame.is_integer():
+            raise VideoError(f"boxes: row {number} of {path} must have a frame number from 0 on, got {frame:g}")
+        label = row.get("label")
+        box = Box(round(x), round(y), max(round(w), 1), max(round(h), 1), "" if label is None else str(label).strip())
+        boxes.setdefault(int(frame), []).append(box)
     return boxes
+
+
+def _box_table(path: str | os.PathLike, text: str) -> list[dict[str, str]]:
+    for separator in SEPARATORS:
+        header, *rows = table(text, separator) or [[]]
+        columns = [cell.strip().lower() for cell in header]
+        if all(columns.count(name) == 1 for name in BOX_COLUMNS):
+            break
+    else:
+        raise ValueError(
+            f"boxes: {path} must begin with a header line that has frame, x, y, w and h once each, got {text[:60]!r}"
+        )
+    for number, row in enumerate(rows, 1):
+        if any(cell.strip() for cell in row[len(columns) :]):
+            raise ValueError(f"boxes: row {number} of {path} must have {len(columns)} cells like the header, got {row}")
+    if separator != ",":
+        rows = [[re.sub(r"^(\s*-?\d+),(\d+\s*)$", r"\1.\2", cell) for cell in row] for row in rows]
+    return [dict(zip(columns, row, strict=False)) for row in rows]
+
+
+def _pixels(value) -> float:
+    number = float(value)
+    if not abs(number) < 2**30 or isinstance(value, bool):  # NaN, too, and what OpenCV cannot draw
+        raise ValueError(f"must be a finite number, got {value}")
+    return number
 
 
 def evenly_spaced(count: int, columns: int) -> list[int]:

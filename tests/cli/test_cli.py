@@ -192,7 +192,7 @@ BAD_ARGUMENTS = {
     "class name": (["explain", "VIDEO", "--class", "moves"], "similar: moves left"),
     "class index": (["explain", "VIDEO", "--class", "8"], "index must lie in 0..7, got 8"),
     "labels": (["explain", "VIDEO", "--labels", "labels.txt"], "labels: must name 8 classes like the model, got 2"),
-    "no labels": (["explain", "VIDEO", "--labels", "gone.txt"], "labels: gone.txt must be a text file"),
+    "no labels": (["explain", "VIDEO", "--labels", "gone.txt"], "labels: gone.txt cannot be read"),
     "boxes": (["explain", "VIDEO", "--boxes", "labels.txt"], "boxes: row 1"),
     "feature": (["explain", "VIDEO", "--feature", "red"], "feature: must be channel numbers"),
     "feature index": (["explain", "VIDEO", "--feature", "9999"], "channels must lie in"),
@@ -457,6 +457,13 @@ def test_choose_classes():
         choose(["fish"], labels)
     with pytest.raises(CommandError, match="names need --labels FILE"):
         choose(["fish"], None)
+    birds = ["heron", "crane", "Crane", "3", "crane"]  # ImageNet has two classes of this name
+    assert choose(["Crane", "heron", "4"], birds) == (2, 0, 4)
+    with pytest.raises(CommandError, match="'crane' must mean one class, got the classes 1 and 4; name one by its"):
+        choose(["crane"], birds)
+    with pytest.raises(CommandError, match="got the classes 3 and 4"):
+        choose(["3"], ["a", "b", "c", "d", "3"])
+    assert choose(["12"], ["a", "12"]) == (1,)
 
 
 @pytest.mark.full

@@ -329,7 +329,7 @@ def test_ops_of_the_library_are_refused_in_a_plain_file(explained, tmp_path, mon
         ("x.tflite", {}, ValueError, r"path must end in one of \.pt, \.onnx, \.pt2 .* got 'x\.tflite'"),
         ("x", {}, ValueError, "path must end in one of"),
         ("no/such/x.pt", {}, FileNotFoundError, "the folder of path must exist"),
-        ("x.pt", {"labels": ["a", "b"]}, ValueError, "each of the 5 classes, got 2"),
+        ("x.pt", {"labels": ["a", "b"]}, ValueError, "export: labels must name 5 classes like the model, got 2"),
         ("x.pt", {"example": networks.clip(size=(8, 16, 16))}, ValueError, r"example must be .* \[1, 3, 8, 16, 16\]"),
         ("x.pt", {"sizes": [(8, 32)]}, ValueError, r"triples \(T, H, W\)"),
         ("x.pt", {"sizes": [(8, 32, 0)]}, ValueError, "positive integers"),

@@ -142,14 +142,42 @@ def test_boxes_file(tmp_path):
         ("no.csv", None, "cannot be read"),
         ("bad.json", "{", "cannot be read"),
         ("object.json", "{}", "must hold a list of objects, got dict"),
-        ("short.csv", "frame,x,y\n1,2,3\n", "row 1 .* must have the numbers frame, x, y, w, h"),
+        ("short.csv", "frame,x,y\n1,2,3\n", "header line that has frame, x, y, w and h"),
+        ("shorter.csv", "frame,x,y,w,h\n1,2,3\n", "row 1 .* must have the numbers frame, x, y, w, h"),
+        ("short.json", '[{"frame": 1, "x": 2}]', "row 1 .* must have the numbers frame, x, y, w, h"),
         ("word.csv", "frame,x,y,w,h\n1,2,3,4,5\n1,2,3,wide,5\n", "row 2 "),
         ("flat.csv", "frame,x,y,w,h\n1,2,3,0,5\n", "positive w and h, got 0, 5"),
+        ("turned.csv", "frame,x,y,w,h\n1,2,3,4,5\n1,2,3,-4,5\n", "row 2 .* positive w and h, got -4, 5"),
+        ("nan.csv", "frame,x,y,w,h\n1,nan,3,4,5\n", "row 1 "),
+        ("inf.csv", "frame,x,y,w,h\n1,2,3,inf,5\n", "row 1 "),
+        ("far.csv", "frame,x,y,w,h\n1,2,3,4,5e18\n", "row 1 "),
+        ("nan.json", '[{"frame": 1, "x": NaN, "y": 3, "w": 4, "h": 5}]', "row 1 "),
+        ("before.csv", "frame,x,y,w,h\n-1,2,3,4,5\n", "a frame number from 0 on, got -1"),
+        ("between.csv", "frame,x,y,w,h\n1.5,2,3,4,5\n", "a frame number from 0 on, got 1.5"),
+        ("no header.csv", "1,2,3,4,5\n", "begin with a header line that has frame, x, y, w and h"),
+        ("corners.csv", "frame,x1,y1,x2,y2\n1,2,3,4,5\n", "begin with a header line"),
+        ("twice.csv", "frame,x,x,y,w,h\n1,2,3,4,5,6\n", "header line that has .* once each"),
+        ("decimal commas.csv", "frame,x,y,w,h\n1,2,5,3,4,5\n", "row 1 .* 5 cells like the header"),
+        ("empty.csv", "", "header line"),
+        ("code page.csv", "frame,x,y,w,h,label\n1,2,3,4,5,caf\u00e9\n".encode("cp1252"), "UTF-8, .* in line 2"),
+        ("deep.json", "[" * 200_000, "cannot be read"),
     ):
         if text is not None:
-            (tmp_path / name).write_text(text)
+            (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(VideoError, match=message):
             read_boxes(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_boxes_of_spreadsheets(encoding, tmp_path):
+    expected = {2: [Box(1, 2, 3, 4, "caf\u00e9")], 0: [Box(-5, 6, 7, 1)]}
+    for text in (
+        "frame,x,y,w,h,label\n2,1,2,3,4,caf\u00e9\n0,-5.2,6,7,0.4,\n",
+        "sep=;\r\nFrame; X;Y;W;H;Label\r\n2;1,0;2;3;4;caf\u00e9\r\n;;;;;\r\n0;-5,2;6;7;0,4\r\n\r\n",
+        'h\tlabel\tw\ty\tx\tframe\r4\t"caf\u00e9"\t3\t2\t1\t2.0\r0,4\t\t7\t6\t-5,2\t0\r',
+    ):
+        (tmp_path / "b.csv").write_bytes(text.encode(encoding))
+        assert read_boxes(tmp_path / "b.csv") == expected
 
 
 def test_evenly_spaced():

@@ -16,7 +16,8 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
         f"error: the command line needs the extra 'video' ({error}): pip install 'clipsight[video]'"
     ) from error
 
-from .networks import CommandError, load_live, map_head, parse_size, read_labels
+from ..labels import read_labels
+from .networks import CommandError, load_live, map_head, parse_size
 from .printing import console, export_lines, print_manifest, print_outcome, print_result, progress_bars
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ Model = Annotated[
     str,
     typer.Option(help="A network by name (movers, i3d, r3d_18, ...), package.module:factory, or an exported file."),
 ]
-Checkpoint = Annotated[str | None, typer.Option(help="Weights for the model: .safetensors or a torch state dict.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Weights for the model: .safetensors or a file of torch.save.")]
 Classes = Annotated[
     list[str] | None, typer.Option("--class", help="Class name or index (repeat for several), predicted, or top3.")
 ]
@@ -92,7 +93,9 @@ Stride = Annotated[int | None, typer.Option(help="Source frames from one frame o
 Step = Annotated[int | None, typer.Option(help="Clip frames from one window to the next; default: half.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a clip; default: the model's own.")]
 Size = Annotated[str | None, typer.Option(help="Network input HxW, such as 224x224; default: the model's own.")]
-Labels = Annotated[Path | None, typer.Option(help="Class names, one a line, in index order.")]
+Labels = Annotated[
+    Path | None, typer.Option(help="Class names: one a line in index order; or CSV or JSON that has the indices.")
+]
 Loop = Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")]
 Partial = Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")]
 Fps = Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")]

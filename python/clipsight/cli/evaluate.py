@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from fractions import Fraction
@@ -18,9 +19,10 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from .. import __version__, many
+from ..labels import check_count, read_labels
 from ..manifest import weights_digest
 from . import Checkpoint, Debug, Device, Frames, Labels, Loop, Model, Out, Partial, RandomWeights, Size, Stride, Threads
-from .networks import CommandError, LiveModel, is_exported, load_live, parse_size, read_labels
+from .networks import CommandError, LiveModel, is_exported, load_live, parse_size
 from .printing import console, progress_bars
 
 if TYPE_CHECKING:
@@ -206,7 +208,7 @@ def read_sweep(text: str | None) -> tuple[float, ...]:
     return numbers
 
 
-def read_class(text: str, labels: list[str] | None) -> int | None:
+def read_class(text: str, labels: Sequence[str] | None) -> int | None:
     """Index of a class, or `None` for the predicted one of each video."""
     from .explaining import choose_classes
 
@@ -218,10 +220,9 @@ def read_class(text: str, labels: list[str] | None) -> int | None:
     return None
 
 
-def check_classes(count: int, index: int | None, labels: list[str] | None) -> None:
-    """Raises CommandError where the class or the labels are not those of a network of `count` classes."""
-    if labels and len(labels) != count:
-        raise CommandError(f"labels: must name {count} classes like the model, got {len(labels)}")
+def check_classes(count: int, index: int | None, labels: Sequence[str] | None) -> None:
+    """Raises ValueError where the class or the labels are not those of a network of `count` classes."""
+    check_count(labels, count)
     if index is not None and index >= count:
         raise CommandError(f"class: index must lie in 0..{count - 1}, got {index}")
 
@@ -303,7 +304,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def print_evaluation(
-    evaluation: Evaluation, labels: list[str] | None, skipped: int, out: Path, paths: list[Path]
+    evaluation: Evaluation, labels: Sequence[str] | None, skipped: int, out: Path, paths: list[Path]
 ) -> None:
     from .explaining import label_of
 

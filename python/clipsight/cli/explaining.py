@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import render
+from ..labels import check_count, named
 from ..video import VideoReader, VideoWriter, whole_file, write_picture
 from ..windows import Geometry, Track, minmax, sliding_windows
 from .networks import CommandError
@@ -53,26 +54,28 @@ class Explained:
         return f"{self.names[index]}   {100 * self.probabilities[self.classes[index]]:.1f} %"
 
 
-def choose_classes(texts: list[str], labels: list[str] | None) -> tuple[int, ...] | int:
+def choose_classes(texts: list[str], labels: Sequence[str] | None) -> tuple[int, ...] | int:
     """Class indices as named by `--class`; or a number k for the k most probable ones of the whole video."""
     if not texts:
         return 1
     top = re.fullmatch(r"predicted|top(\d+)", texts[0])
     if len(texts) == 1 and top:
         return max(int(top[1] or 1), 1)
-    known = {label.lower(): i for i, label in enumerate(labels or [])}
     chosen = []
     for text in texts:
-        if re.fullmatch(r"\d+", text):
-            if labels and int(text) >= len(labels):
-                raise CommandError(f"class: index must lie in 0..{len(labels) - 1}, got {text}")
-            chosen.append(int(text))
-        elif text.lower() in known:
-            chosen.append(known[text.lower()])
-        else:
-            near = [label for label in known if text.lower() in label][:3]
+        found = set(named(text, labels))
+        if re.fullmatch(r"\d{1,9}", text) and not (found and int(text) >= len(labels)):
+            found.add(int(text))
+        if not found:
+            near = [label for label in labels or () if text.lower() in label.lower()][:3]
             hint = f"; similar: {', '.join(near)}" if near else ("" if labels else "; names need --labels FILE")
             raise CommandError(f"class: {text!r} is no class of this model{hint}")
+        if labels and max(found) >= len(labels):
+            raise CommandError(f"class: index must lie in 0..{len(labels) - 1}, got {text}")
+        if len(found) > 1:
+            indices = " and ".join(map(str, sorted(found)))
+            raise CommandError(f"class: {text!r} must mean one class, got the classes {indices}; name one by its index")
+        chosen.append(found.pop())
     return tuple(dict.fromkeys(chosen))
 
 
@@ -123,8 +126,7 @@ def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *,
         seconds += time.perf_counter() - started
         if not (np.isfinite(answer.maps).all() and np.isfinite(answer.logits).all()):
             raise CommandError(f"model: the output must be finite, got NaN or infinity in window {len(windows)}")
-        if labels and len(labels) != len(answer.logits):
-            raise CommandError(f"labels: must name {len(answer.logits)} classes like the model, got {len(labels)}")
+        check_count(labels, len(answer.logits))
         maps = answer.maps
         if per_window and network.raw:
             maps = minmax(maps, maps.min(axis=(-3, -2, -1))[:, None], maps.max(axis=(-3, -2, -1))[:, None])
@@ -167,7 +169,7 @@ def _classes_of_file(fixed: list[int] | str | None, probabilities: list[np.ndarr
     return list(ranks.pop()) if len(ranks) == 1 else [None] * count
 
 
-def _map_names(classes: list[int | None], count: int, feature: str | None, labels: list[str] | None) -> list[str]:
+def _map_names(classes: list[int | None], count: int, feature: str | None, labels: Sequence[str] | None) -> list[str]:
     """One name per map: the class, or the feature for `--feature`."""
     if feature is not None and not feature.startswith("top"):
         return [f"feature {c}" for c in feature.split(",")]
@@ -257,14 +259,14 @@ def write_json(path: Path, report: dict) -> None:
         temporary.write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
 
 
-def top_classes(probabilities: np.ndarray, labels: list[str] | None, count: int = 5) -> list[dict]:
+def top_classes(probabilities: np.ndarray, labels: Sequence[str] | None, count: int = 5) -> list[dict]:
     order = np.argsort(-probabilities, kind="stable")[:count]
     return [
         {"class": int(i), "label": label_of(i, labels), "probability": round(float(probabilities[i]), 6)} for i in order
     ]
 
 
-def label_of(index: int, labels: list[str] | None) -> str:
+def label_of(index: int, labels: Sequence[str] | None) -> str:
     return labels[index] if labels and index < len(labels) else f"class {index}"
 
 

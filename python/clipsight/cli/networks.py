@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..labels import as_labels
 from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
@@ -43,7 +44,7 @@ class LiveModel:
     name: str
     module: object  # torch.nn.Module
     preprocessing: Preprocessing
-    labels: list[str] | None
+    labels: Sequence[str] | None
 
 
 class LiveNetwork:
@@ -108,7 +109,7 @@ class ExportedNetwork:
                 f"{OPTIONS[name]}: is part of the exported file {path} and cannot be changed, got {values[name]}"
             )
         self.name, self.methods = Path(path).name, manifest.methods
-        self.labels = list(manifest.labels) if manifest.labels else None
+        self.labels = manifest.labels
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         self.takes_frames = manifest.input.layout == "NTHWC"
         names = manifest.output_names
@@ -194,7 +195,7 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
                 "or use random ones with --random-weights"
             )
         module = models.load(spec, checkpoint=checkpoint, pretrained=not random_weights)
-        live = LiveModel(spec, module, module.preprocessing, list(module.labels) if module.labels else None)
+        live = LiveModel(spec, module, module.preprocessing, module.labels)
     else:
         near = difflib.get_close_matches(spec, models.names(), 1)
         raise CommandError(
@@ -238,6 +239,7 @@ def _override(
 def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     import torch
 
+    from ..dataflow import unwrapped
     from ..models import Adapter, checkpoints
 
     where, _, name = spec.partition(":")
@@ -251,11 +253,12 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     module = factory() if inspect.isclass(factory) or not isinstance(factory, torch.nn.Module) else factory
     if not isinstance(module, torch.nn.Module):
         raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
+    module = unwrapped(module)
     if checkpoint:
         checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
-    labels = getattr(module, "labels", None)
     preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)
-    return LiveModel(spec, module, preprocessing, list(labels) if labels else None)
+    labels = as_labels(getattr(module, "labels", None), source=f"model: the labels of {spec}")
+    return LiveModel(spec, module, preprocessing, labels)
 
 
 def map_head(name: str | None, feature: str | None, threshold: float | None, layer: str | None, normalize: str):
@@ -296,10 +299,3 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise CommandError(f"size: must be HxW in pixels, such as 224x224, got {text!r}")
     return int(height), int(width)
-
-
-def read_labels(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"labels: {path} must be a text file with one name a line ({error})") from error

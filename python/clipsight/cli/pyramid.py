@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import cli
+from ..labels import named
 from .networks import CommandError
 from .printing import console
 
@@ -129,10 +131,9 @@ def _options(theta: float | None, depth: str | None, volumes: Volumes | None, ch
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _split(texts: list[str], labels: list[str] | None) -> list[str]:
+def _split(texts: list[str], labels: Sequence[str] | None) -> list[str]:
     """`insert,put` as two classes, unless that is the name of one."""
-    known = {label.lower() for label in labels or []}
-    parts = ([text] if text.lower() in known else text.split(",") for text in texts)
+    parts = ([text] if named(text, labels) else text.split(",") for text in texts)
     return [part.strip() for own in parts for part in own]
 
 

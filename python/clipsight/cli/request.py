@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__, render
+from ..labels import read_labels
 from ..video import VideoReader
 from ..windows import default_step
 from . import explaining
@@ -22,7 +23,6 @@ from .networks import (
     load_live,
     map_head,
     parse_size,
-    read_labels,
 )
 
 # Called with the stage ("network" or "drawing"), how much of it is done, and how much there is, where that is known.
@@ -98,7 +98,7 @@ class Request:
                 torch.set_num_threads(self.threads)
             network = live(load_live(self.model, self.checkpoint, self.random_weights, **size))
         if self.labels:
-            network.labels = read_labels(Path(self.labels))
+            network.labels = read_labels(self.labels)
         return network
 
     def digest(self, network) -> str:

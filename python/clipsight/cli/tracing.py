@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..labels import check_count
 from ..pyramid import METHOD, Layer, Pyramid, Step
 from ..pyramid import graph as graphs
 from ..pyramid.page import write_page
@@ -116,7 +117,7 @@ class ExportedPyramid:
 
         self._loaded = load(path, device=device, threads=threads)
         manifest = self._loaded.manifest
-        self.name, self.labels = Path(path).name, list(manifest.labels) if manifest.labels else None
+        self.name, self.labels = Path(path).name, manifest.labels
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         found = [method["method"] for method in manifest.methods]
         if METHOD not in found:
@@ -282,8 +283,7 @@ def _probabilities(network, window: Window) -> np.ndarray:
     logits = network.logits(window.clip)
     if not np.isfinite(logits).all():
         raise CommandError(f"model: the output must be finite, got NaN or infinity in the clip at {window.start}")
-    if network.labels and len(network.labels) != len(logits):
-        raise CommandError(f"labels: must name {len(logits)} classes like the model, got {len(network.labels)}")
+    check_count(network.labels, len(logits))
     return softmax(logits)
 
 

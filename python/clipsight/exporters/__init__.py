@@ -8,12 +8,13 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from .. import __version__, runtime
+from ..labels import as_labels
 from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
 from .check import ExportError, check_file, half_difference
@@ -33,7 +34,7 @@ def export(
     *,
     plugin: bool | None = None,
     sizes: Sequence[tuple[int, int, int]] = (),
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping | str | os.PathLike | None = None,
     preprocessing=None,
     name: str | None = None,
     frames: str | None = None,
@@ -60,7 +61,8 @@ def export(
         plugin: call the fused ops of clipsight's native library, which must then be loaded where the file runs
             (default for `.pt` and `.pt2`), or use ops of plain torch or standard ONNX only (default for `.onnx`).
         sizes: clip sizes `(T, H, W)` that the file accepts besides that of the example that was explained.
-        labels: name of each class.
+        labels: name of each class: in order, as `{index: name}` or `{name: index}`, or a file of them; see
+            `clipsight.labels`.
         preprocessing: the `Preprocessing` that the network wants, or its fields as a dict.
         name: name of the network for the manifest; by default its class name.
         frames: `"uint8"`: the file takes RGB bytes `[N, T, H, W, 3]` of any height and width, and resizes, crops and
@@ -100,7 +102,7 @@ def export(
     format = importlib.import_module(f".{FORMATS[path.suffix]}", __name__)
     sizes = _sizes(explained, sizes)
     preprocessing = _preprocessing(preprocessing, sizes, frames)
-    labels = _labels(labels, explained.num_classes)
+    labels = as_labels(labels, explained.num_classes, "export: labels")
     exact = explained if output is None else explained.with_maps_of(_choice("output", output, OUTPUTS))
     dtype = _choice("half", "float16" if half is True else half, HALVES) if half else None
     program = Program(
@@ -191,15 +193,6 @@ def _preprocessing(preprocessing, sizes, frames) -> Preprocessing | None:
             f"export: sizes must all have the crop {preprocessing.crop} where frames='uint8', got {list(sizes)}"
         )
     return preprocessing
-
-
-def _labels(labels, num_classes: int) -> tuple[str, ...] | None:
-    if labels is None:
-        return None
-    labels = tuple(map(str, labels))
-    if len(labels) != num_classes:
-        raise ValueError(f"export: labels must name each of the {num_classes} classes, got {len(labels)} names")
-    return labels
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from ..dataflow import unwrapped
+from ..labels import as_labels
 from ..preprocessing import Preprocessing
 
 
@@ -21,7 +24,7 @@ class Adapter(nn.Module):
         call: called with the network and the clip, returns the logits; only tensor operations, so that it can be
             captured.
         preprocessing: how the network wants its clips, for the command line.
-        labels: names of the K classes, if known.
+        labels: names of the K classes, if known, in any form that `clipsight.export` takes.
     """
 
     def __init__(
@@ -29,11 +32,12 @@ class Adapter(nn.Module):
         network: nn.Module,
         call: Callable[[nn.Module, Tensor], Tensor],
         preprocessing: Preprocessing | None = None,
-        labels: Sequence[str] | None = None,
+        labels: Sequence[str] | Mapping | str | os.PathLike | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.call, self.preprocessing, self.labels = call, preprocessing, labels
+        self.network = unwrapped(network)
+        self.call, self.preprocessing = call, preprocessing
+        self.labels = as_labels(labels, source="Adapter: labels")
 
     def forward(self, clip: Tensor) -> Tensor:
         return self.call(self.network, clip)
