@@ -193,7 +193,7 @@ BAD_ARGUMENTS = {
     "class index": (["explain", "VIDEO", "--class", "8"], "index must lie in 0..7, got 8"),
     "labels": (["explain", "VIDEO", "--labels", "labels.txt"], "labels: must name 8 classes like the model, got 2"),
     "no labels": (["explain", "VIDEO", "--labels", "gone.txt"], "labels: gone.txt cannot be read"),
-    "boxes": (["explain", "VIDEO", "--boxes", "labels.txt"], "boxes: row 1"),
+    "boxes": (["explain", "VIDEO", "--boxes", "labels.txt"], "boxes: labels.txt must begin with a header"),
     "feature": (["explain", "VIDEO", "--feature", "red"], "feature: must be channel numbers"),
     "feature index": (["explain", "VIDEO", "--feature", "9999"], "channels must lie in"),
     "not finite": (["explain", "VIDEO", "--model", "little_net:Broken"], "must be finite"),

@@ -7,6 +7,7 @@ has its name and shape in the network, and none is left over.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from itertools import product
@@ -90,10 +91,11 @@ def chosen(contents: Contents, shapes: Shapes, any_count: bool = False) -> dict[
     Raises:
         ValueError: several parts fit, such as raw and averaged weights, and differ.
     """
-    candidates, bias = _candidates(contents), list(shapes)[-1]
+    count, bias = len(_sizes(shapes)), list(shapes)[-1]
+    candidates = _candidates(contents, count)
     found: dict[str, dict[str, Tensor]] = {}
     for place, state, sizes in candidates:
-        if len(sizes) == _common(sizes, shapes) == len(_sizes(shapes)):
+        if len(sizes) == count == _common(sizes, shapes):
             found.setdefault(place, state)
     if not any_count:
         found = {place: state for place, state in found.items() if state[bias].shape == shapes[bias]} or found
@@ -158,14 +160,16 @@ class _Candidate(NamedTuple):
     sizes: dict[str, tuple[int, ...]]
 
 
-def _candidates(contents: Contents) -> list[_Candidate]:
-    """Every part of a file in every naming that keeps its entries apart."""
-    found = []
+def _candidates(contents: Contents, count: int) -> list[_Candidate]:
+    """Every part of a file that has half of `count` entries, or of what there is, in every naming of it."""
+    found, least = [], min(count, max(len(tensors) for _, tensors in contents.parts)) / 2
     for place, tensors in contents.parts:
         known = []
+        if len(tensors) < least:
+            continue
         for inside, naming in product(_INSIDE, _NAMINGS):
             state = {naming(inside(key)): value for key, value in tensors.items()}
-            if len(state) == len(tensors) and state.keys() not in known:
+            if len(state) == len(tensors) and state.keys() not in known:  # no two entries became one
                 known.append(state.keys())
                 found.append(_Candidate(place, state, _sizes(state)))
     return found
@@ -209,25 +213,28 @@ def _guess(contents: Contents, network: str) -> list[str]:
     for _, state in contents.parts:
         if foreign := _other_resnet(state):
             return [f"it looks like {foreign}, which is not among these networks"]
-    candidates, likeness = _candidates(contents), {}
+    networks: dict[str, Shapes] = {}
     for name in registry.names():
-        try:
-            likeness[name] = _likeness(candidates, registry.shapes(name))
-        except ImportError:  # one of torchvision's, without torchvision
-            continue
+        with contextlib.suppress(ImportError):  # one of torchvision's, without torchvision
+            networks[name] = registry.shapes(name)
+    candidates = _candidates(contents, min(len(_sizes(shapes)) for shapes in networks.values()))
+    likeness = {name: _likeness(candidates, shapes) for name, shapes in networks.items()}
     nearest = max(likeness, key=likeness.__getitem__)
     if 0 < likeness.get(network, 0) == likeness[nearest]:
         return []
     if likeness[nearest] < 0.5:
         return ["it is none of these networks"]
-    shapes = registry.shapes(nearest)
-    count = class_count(_nearest(candidates, shapes).state, shapes)
+    count = class_count(_nearest(candidates, networks[nearest]).state, networks[nearest])
     return [f"it {'looks like' if likeness[nearest] == 1 else 'is closest to'} {nearest} with {count} classes"]
 
 
 def _likeness(candidates: list[_Candidate], shapes: Shapes) -> float:
     """Share of the entries, counters aside, that are in both and have one shape, whatever the number of classes."""
-    sizes, ours = _nearest(candidates, shapes).sizes, _sizes(shapes)
+    ours = _sizes(shapes)
+    large = [candidate for candidate in candidates if 2 * len(candidate.sizes) >= len(ours)]
+    if not large:
+        return 0.0
+    sizes = _nearest(large, shapes).sizes
     return _common(sizes, shapes) / len(sizes.keys() | ours.keys())
 
 
