@@ -298,6 +298,25 @@ def test_torchvision_network_brings_its_preprocessing_and_labels(tmp_path):
     assert (seven.preprocessing.resize, seven.preprocessing.crop) == ((64, 86), (56, 56))
 
 
+def test_a_factory_may_wrap_its_network_and_name_its_classes_in_any_form(tmp_path, factory):
+    (tmp_path / "little_net.py").write_text(
+        FACTORY + "class Mapped(Net):\n    labels = {'dog': 1, 'flying fish': 2, 'cat': 0}\n\n"
+        "def wrapped():\n    return nn.DataParallel(Mapped())\n\n"
+        "class Gap(Net):\n    labels = {0: 'cat', 2: 'flying fish'}\n"
+    )
+    state = {"conv.weight": torch.ones(6, 3, 3, 3, 3), "conv.bias": torch.ones(6)}
+    state |= {"fc.weight": torch.ones(3, 6), "fc.bias": torch.ones(3)}
+    torch.save({"state_dict": {f"net.{key}": value for key, value in state.items()}}, tmp_path / "x.ckpt")
+    own = {"frames": None, "size": None, "stride": None}
+    live = load_live("little_net:wrapped", str(tmp_path / "x.ckpt"), random_weights=False, **own)
+    assert live.labels == ("cat", "dog", "flying fish")
+    assert live.preprocessing.frames == 8
+    assert type(live.module).__name__ == "Mapped"
+    assert (live.module.fc.bias == 1).all()
+    with pytest.raises(ValueError, match="labels of little_net:Gap must name every class up to 2, none for 1"):
+        load_live("little_net:Gap", None, random_weights=False, **own)
+
+
 def test_info_and_an_export_with_scaled_maps(video, tmp_path, factory):
     file = tmp_path / "net.pt"
     succeed("export", "--model", factory, "--class", "dog", "--method", "tube", "--out", file)

@@ -148,14 +148,14 @@ def test_manifest_in_file(files, explained, name):
 
 def test_manifest_of_the_callers_facts(explained, tmp_path):
     preprocessing = Preprocessing(frames=8, crop=(32, 32), resize=36, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
-    labels = ["a", "b", "c", "d", "e"]
+    labels = {"b": 1, "a": 0, "c": 2, "e": 4, "d": 3}
     file = tmp_path / "x.pt"
     returned = export(
         explained, file, networks.clip(seed=5), plugin=False, labels=labels, preprocessing=preprocessing, name="net"
     )
     manifest = read_manifest(file)
     assert manifest == returned
-    assert (manifest.labels, manifest.preprocessing, manifest.model) == (tuple(labels), preprocessing, "net")
+    assert (manifest.labels, manifest.preprocessing, manifest.model) == (tuple("abcde"), preprocessing, "net")
 
 
 def test_digest_follows_the_weights(explained, files):
