@@ -211,7 +211,7 @@ def evenly_spaced(count: int, columns: int) -> list[int]:
 def contact_sheet(
     rows: dict[str, list[np.ndarray]],
     frames: list[int],
-    fps: float,
+    times: list[float],
     title: str,
     subtitle: str = "",
     cell_width: int = 224,
@@ -222,7 +222,7 @@ def contact_sheet(
     Args:
         rows: row name, of one line or more -> its pictures, RGB or RGBA `[h, w, 3 or 4]`, one per entry of `frames`.
         frames: source frame numbers of the columns.
-        fps: frames per second of the source, for the times in the captions.
+        times: when each of them is shown, in seconds, for the captions.
         title: large line on top, for example the class and its probability.
         subtitle: small line under it.
         cell_width: width of one picture in pixels.
@@ -241,9 +241,9 @@ def contact_sheet(
     draw.text((margin, margin - 4), title, INK, large)
     draw.text((margin, margin + 28), subtitle, FAINT, small)
     top = margin + header
-    for column, frame in enumerate(frames):
+    for column, (frame, time) in enumerate(zip(frames, times, strict=True)):
         x = margin + label_width + column * (cell[0] + gap) + cell[0] // 2
-        draw.text((x, top + captions - 5), f"frame {frame} · {frame / fps:.2f} s", FAINT, small, anchor="ms")
+        draw.text((x, top + captions - 5), f"frame {frame} · {float(time):.2f} s", FAINT, small, anchor="ms")
     for row, (name, pictures) in enumerate(rows.items()):
         y = top + captions + row * (cell[1] + gap)
         draw.text((margin, y + cell[1] // 2), name, INK, normal, anchor="lm")

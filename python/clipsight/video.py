@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,11 @@ import numpy as np
 try:
     import av
     import cv2
-    from PIL import Image
+    from av.video.reformatter import ColorPrimaries, ColorRange
+    from PIL import Image, ImageOps
+
+    from .containers import missing_end, url
+    from .decoding import Clock, Decoder, film, is_turned, to_rgb
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError(
         f"clipsight.video needs the extra 'video' ({error}); install it with: pip install 'clipsight[video]'"
@@ -41,22 +46,27 @@ class VideoError(ValueError):
 class VideoReader:
     """Iterates over the frames of a video file or of a folder of pictures; each iteration starts at the first frame.
 
+    Of several streams, covers and thumbnails are left out, and FFmpeg's choice is read. Frames are turned and mirrored
+    as the file says, and lie over black where they have alpha. For their colors, see `decoding.to_rgb`.
+
     Args:
-        path: a file that FFmpeg reads (MP4, AVI, GIF, ...), or a folder of PNG or JPEG pictures in natural order of
-            their names.
-        fps: overrides the frame rate; a folder without it plays at 25 frames/s.
-        partial: use what can be decoded of a video that is cut off, instead of an error at its end.
+        path: a file that FFmpeg reads (MP4, AVI, GIF, ...), a PNG or JPEG picture, or a folder of those in natural
+            order of their names; hidden files do not count.
+        fps: overrides the frame rate and all time stamps; a folder without it plays at 25 frames/s.
+        partial: use what can be decoded of a video that is cut off or damaged, instead of an error.
 
     Attributes:
-        size: `(height, width)` in pixels, after the rotation that phones note in the file.
+        size: `(height, width)` in pixels, of the upright frame.
         fps: frames per second, a `Fraction` (the average one of a variable rate).
         frame_count: what the file promises, `None` where it promises nothing; good for a progress bar.
         decoded: frames of the latest iteration so far; after its end the true number of frames.
-        pixel_aspect: width / height of one pixel, kept for the MP4 that is written.
-        cut_off: after an iteration with `partial`: whether frames were missing.
+        span: when the latest frame starts and ends, in seconds from the start of the file, two `Fraction`.
+        pixel_aspect: width / height of one pixel of the upright frame, kept for the MP4 that is written.
+        cut_off: after an iteration with `partial`: whether frames were missing or damaged.
 
     Raises:
-        VideoError: missing, empty, not a video, without a video stream, cut off, or frames of differing sizes.
+        VideoError: missing, empty, not a video, without a video stream, cut off or damaged, of high dynamic range, or
+            frames of differing sizes.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float | Fraction | None = None, partial: bool = False):
@@ -65,23 +75,25 @@ class VideoReader:
         self.cut_off = False
         self.decoded = 0
         self.pixel_aspect = Fraction(1)
-        if fps is not None and not fps > 0:
+        if fps is not None and not 0 < fps < math.inf:
             raise VideoError(f"video: fps must be positive, got {fps}")
         if not self.path.exists():
             raise VideoError(f"video: {self.path} does not exist")
-        self._pictures = self._list_pictures() if self.path.is_dir() else None
+        self._pictures = self._list_pictures()
         if self._pictures is not None:
             self.frame_count, own_fps = len(self._pictures), Fraction(FOLDER_FPS)
         else:
             own_fps = self._read_header()
+        self._keeps_time = fps is None
         self.fps = Fraction(fps).limit_denominator(100_000) if fps else own_fps
         with contextlib.closing(iter(self)) as frames:
             self.size: tuple[int, int] = next(frames).shape[:2]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         size = None
-        with contextlib.closing(self._decode_pictures() if self._pictures else self._decode_file()) as frames:
-            for index, (name, frame) in enumerate(frames):
+        with contextlib.closing(self._decode_file() if self._pictures is None else self._read_pictures()) as frames:
+            for index, (name, span, frame) in enumerate(frames):
+                frame = over_black(frame) if frame.shape[2] == 4 else frame
                 size = size or frame.shape[:2]
                 if frame.shape[:2] != size:
                     raise VideoError(
@@ -89,90 +101,118 @@ class VideoReader:
                         f"got {frame.shape[1]}x{frame.shape[0]} in {name or f'frame {index}'}"
                     )
                 self.decoded = index + 1
+                self.span = span if self._keeps_time else (index / self.fps, (index + 1) / self.fps)
                 yield frame
 
-    def _list_pictures(self) -> list[Path]:
-        pictures = [p for p in self.path.iterdir() if p.suffix.lower() in PICTURES]
+    def _list_pictures(self) -> list[Path] | None:
+        if not self.path.is_dir():
+            return [self.path] if _is_still(self.path) else None
+        pictures = [p for p in self.path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+        pictures = [path for path in pictures if path.is_file()]
         if not pictures:
             raise VideoError(f"video: folder {self.path} must hold PNG or JPEG pictures, got none")
-        return sorted(pictures, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", p.name)])
+        return sorted(pictures, key=_natural)
 
-    def _decode_pictures(self):
-        for path in self._pictures:
-            frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-            if frame is None:
-                raise VideoError(f"video: {path} is not a readable picture")
-            yield path.name, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    def _read_pictures(self):
+        failed = []
+        for index, path in enumerate(self._pictures):
+            try:
+                frame = read_picture(path)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                failed.append(f"{path.name} is not a readable picture ({error})")
+                if not self.partial:
+                    raise self._damaged(failed[0]) from error
+            else:
+                yield path.name, (index / self.fps, (index + 1) / self.fps), frame
+        self._end(failed[0] if failed else None, len(self._pictures) - len(failed))
 
-    def _open(self) -> av.container.InputContainer:
+    def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         try:
-            container = av.open(str(self.path))
+            container = av.open(url(self.path), container_options={"pattern_type": "none"})
         except (av.FFmpegError, OSError) as error:
             with self.path.open("rb") as file:
                 is_mp4 = file.read(12)[4:8] == b"ftyp"
             what = "is cut off: its index (moov), which stands at the end, is missing" if is_mp4 else "is not a video"
             raise VideoError(f"video: {self.path} {what} ({getattr(error, 'strerror', error)})") from error
-        if not container.streams.video:
+        stream = film(container)
+        if stream is None:
             container.close()
             raise VideoError(f"video: {self.path} has no video stream")
-        return container
+        return container, stream
 
     def _read_header(self) -> Fraction:
-        with self._open() as container:
-            stream = container.streams.video[0]
+        container, stream = self._open()
+        with container:
             self.frame_count = stream.frames or None
-            self.pixel_aspect = Fraction(stream.sample_aspect_ratio or 1)
             if container.format.name == "gif" and stream.frames and stream.duration:
                 # A GIF's delays are whole hundredths of a second: only their sum gives the rate (28/s, not 100/3).
                 return (stream.frames / (stream.duration * stream.time_base)).limit_denominator(100)
             return Fraction(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
 
     def _decode_file(self):
-        packets = decoded = 0
-        damage = None
-        with self._open() as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            try:
-                for packet in container.demux(stream):
-                    packets += packet.size > 0
-                    for frame in packet.decode():
-                        decoded += 1
-                        yield None, _upright(frame)
-            except av.FFmpegError as error:
-                damage = f"{error.strerror}"
-            damage = damage or self._missing_part(container, stream, packets)
+        container, stream = self._open()
+        with container:
+            decoder, clock, decoded = Decoder(container, stream), Clock(container, stream, self.fps), 0
+            for frame in decoder:
+                if decoder.damage and not self.partial:
+                    break
+                if decoded == 0:
+                    aspect = Fraction(stream.sample_aspect_ratio or 1)
+                    self.pixel_aspect = 1 / aspect if is_turned(frame) else aspect
+                try:
+                    pixels = to_rgb(frame)
+                except ValueError as error:
+                    raise VideoError(f"video: {self.path} {error}") from error
+                decoded += 1
+                yield None, clock.span(frame), pixels
+            damage = decoder.damage or missing_end(self.path, container, stream, decoder.packets)
+        if damage and not self.partial:
+            raise self._damaged(damage)
+        self._end(damage, decoded)
+
+    def _end(self, damage: str | None, decoded: int) -> None:
         self.cut_off = damage is not None
         if decoded == 0:
             raise VideoError(f"video: no frame of {self.path} can be decoded ({damage or 'the stream is empty'})")
-        if self.cut_off and not self.partial:
-            raise VideoError(
-                f"video: {self.path} is cut off or damaged: {decoded} frames could be decoded ({damage}); "
-                "use what is there with --partial (Python: partial=True)"
-            )
 
-    def _missing_part(self, container, stream, packets: int) -> str | None:
-        """What shows that the end of the file is not there, by the means of each format."""
-        if container.format.name == "gif":
-            return None if _ends_with_gif_trailer(self.path) else "the end mark of the GIF is missing"
-        if "mp4" in container.format.name:  # the number of frames is no sign: an edit list may hide some
-            end, size = max((e.pos + e.size for e in stream.index_entries), default=0), self.path.stat().st_size
-            return f"its index names {end} bytes, there are {size}" if end > size else None
-        # Others only promise a number of frames, and round it.
-        short = packets < stream.frames - max(1, stream.frames // 50)
-        return f"the file promises {stream.frames}" if short else None
+    def _damaged(self, damage: str) -> VideoError:
+        whole = sum(1 for _ in VideoReader(self.path, partial=True))
+        return VideoError(
+            f"video: {self.path} is cut off or damaged: {whole} frames could be decoded ({damage}); "
+            "use what is there with --partial (Python: partial=True)"
+        )
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
-    turns = round((frame.rotation or 0) / 90) % 4  # FFmpeg's rotation is counter-clockwise, like numpy's
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+def _natural(path: Path) -> list:
+    """`frame9.png` comes before `Frame10.PNG`."""
+    parts = re.split(r"([0-9]+)", path.name.casefold())
+    return [*(int(part) if index % 2 else part for index, part in enumerate(parts)), path.name]
 
 
-def _ends_with_gif_trailer(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
-        return file.read().rstrip(b"\0").endswith(b";")
+def _is_still(path: Path) -> bool:
+    """Whether a file is one picture; an animated PNG is a video."""
+    if path.suffix.lower() not in PICTURES:
+        return False
+    try:
+        with Image.open(path) as image:
+            return not (image.format == "PNG" and image.is_animated)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def read_picture(path: str | os.PathLike) -> np.ndarray:
+    """A picture upright, as its EXIF data say, of 8 bits: uint8 `[H, W, 3]`, RGB; `[H, W, 4]` where it has alpha.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: not a picture, cut off or damaged, or far too
+            large.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip
+            grey = np.uint8(np.asarray(image).clip(0, 65535) >> 8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 @contextlib.contextmanager
@@ -193,7 +233,8 @@ class VideoWriter:
 
     The suffix of `path` decides: `.mp4` (H.264, yuv420p), `.gif`, or none for a folder of PNG pictures. Only PNG keeps
     the alpha; the others show the frame over black. An odd height or width is padded by repeating the last row or
-    column in MP4, which needs even sizes; `padded` tells.
+    column in MP4, which needs even sizes; `padded` tells. The colors of MP4 are those of BT.709, limited range, and
+    say so.
 
     Raises:
         VideoError: another suffix, an impossible frame rate, a frame of another size than the first, or no frame.
@@ -217,7 +258,13 @@ class VideoWriter:
         self._put = self._sink.__enter__()
         return self
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, span: tuple[Fraction, Fraction] | None = None) -> None:
+        """Writes the next frame.
+
+        Args:
+            frame: uint8.
+            span: when it starts and ends, in seconds; by default frame k starts at k / fps. Pictures carry no times.
+        """
         shape = self._shape or frame.shape
         if frame.ndim != 3 or frame.shape[2] not in (3, 4) or frame.dtype != np.uint8 or 0 in frame.shape:
             raise VideoError(f"video: a frame must be uint8 [H, W, 3 or 4], got {frame.dtype} {list(frame.shape)}")
@@ -228,7 +275,7 @@ class VideoWriter:
         self._shape = shape
         if frame.shape[2] == 4 and self.path.suffix:
             frame = over_black(frame)
-        self._put(frame)
+        self._put(frame, span or (self.count / self.fps, (self.count + 1) / self.fps))
         self.count += 1
 
     def __exit__(self, kind, error, trace) -> None:
@@ -250,13 +297,18 @@ def over_black(frame: np.ndarray) -> np.ndarray:
 def _mp4_sink(writer: VideoWriter):
     # faststart: the index stands in front, so that a browser can start to play while it loads
     with whole_file(writer.path) as temporary:  # noqa: SIM117 - the file is renamed after the container is closed
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(url(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=writer.fps, options={"crf": "18", "preset": "veryfast"})
             stream.pix_fmt = "yuv420p"
-            stream.time_base = 1 / writer.fps
+            # A whole number of ticks for a constant rate, and short ones for any other.
+            tick = stream.time_base = Fraction(1, writer.fps.numerator * -(-90_000 // writer.fps.numerator))
+            stream.codec_context.time_base = tick
             stream.sample_aspect_ratio = writer.pixel_aspect
+            for name in ("colorspace", "color_primaries", "color_trc"):
+                setattr(stream.codec_context, name, ColorPrimaries.BT709)
+            stream.codec_context.color_range = ColorRange.MPEG
 
-            def put(frame: np.ndarray) -> None:
+            def put(frame: np.ndarray, span: tuple[Fraction, Fraction]) -> None:
                 bottom, right = frame.shape[0] % 2, frame.shape[1] % 2
                 if bottom or right:
                     frame = cv2.copyMakeBorder(frame, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
@@ -264,7 +316,9 @@ def _mp4_sink(writer: VideoWriter):
                 if writer.count == 0:
                     stream.height, stream.width = frame.shape[:2]
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                picture.pts, picture.time_base = writer.count, 1 / writer.fps
+                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                picture.pts, picture.time_base = round(span[0] / tick), tick
+                picture.duration = round((span[1] - span[0]) / tick)
                 container.mux(stream.encode(picture))
 
             yield put
@@ -273,17 +327,21 @@ def _mp4_sink(writer: VideoWriter):
 
 @contextlib.contextmanager
 def _gif_sink(writer: VideoWriter):
-    keep_every = -(-writer.fps // GIF_MAX_FPS)
     pictures: list[Image.Image] = []
+    starts: list[Fraction] = []
+    end = Fraction(0)
 
-    def put(frame: np.ndarray) -> None:
-        if writer.count % keep_every == 0:
+    def put(frame: np.ndarray, span: tuple[Fraction, Fraction]) -> None:
+        nonlocal end
+        end = span[1]
+        if not starts or span[0] - starts[-1] >= Fraction(1, GIF_MAX_FPS):
+            starts.append(span[0])
             pictures.append(Image.fromarray(frame).quantize(256, method=Image.Quantize.FASTOCTREE, dither=0))
 
     with whole_file(writer.path) as temporary:
         yield put
-        # A GIF counts hundredths of a second; rounding the end times keeps the average rate.
-        ends = [round(100 * keep_every * i / writer.fps) for i in range(len(pictures) + 1)]
+        # A GIF counts hundredths of a second; rounding the times keeps the average rate.
+        ends = [0, *(round(100 * start) for start in (*starts[1:], end))]
         durations = [10 * (b - a) for a, b in itertools.pairwise(ends)]
         pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
@@ -297,7 +355,7 @@ def _png_sink(writer: VideoWriter):
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
-        yield lambda frame: write_picture(temporary / f"{writer.count:06d}.png", frame)
+        yield lambda frame, span: write_picture(temporary / f"{writer.count:06d}.png", frame)
         if target.exists():
             shutil.rmtree(target)
         os.replace(temporary, target)

@@ -222,7 +222,8 @@ def shot():
     ramp = np.linspace(60, 190, 40 * 56).reshape(40, 56, 1)
     frames = [np.uint8(np.broadcast_to(ramp, (40, 56, 3)) + 5 * i) for i in range(7)]
     geometry = Geometry.of(Preprocessing(resize=20, crop=(20, 24)), (40, 56))
-    return pictures.Shot(frames, 30, 2, Fraction(12), Fraction(1), geometry)
+    spans = [(Fraction(i, 12), Fraction(i + 1, 12)) for i in range(30, 37)]
+    return pictures.Shot(frames, spans, 30, 2, Fraction(12), Fraction(1), geometry)
 
 
 def expected_overlays(shot, volume):
@@ -237,9 +238,9 @@ def test_tubes_are_the_overlays_at_the_rate_of_the_source(shot, tmp_path, monkey
     """What is handed to the encoder: x264 itself does not give the same bits every time."""
     written, write = {}, VideoWriter.write
 
-    def keep(writer, picture):
+    def keep(writer, picture, span):
         written.setdefault(writer.path, []).append(picture.astype(int))
-        write(writer, picture)
+        write(writer, picture, span)
 
     monkeypatch.setattr(VideoWriter, "write", keep)
     shown = volumes(count=2)
@@ -259,9 +260,9 @@ def test_tubes_are_the_overlays_at_the_rate_of_the_source(shot, tmp_path, monkey
 def test_the_sheet_has_the_layers_from_top_to_bottom_and_the_clip_below(shot, tmp_path, monkeypatch):
     seen, draw = {}, render.contact_sheet
 
-    def look(rows, frames, fps, title, subtitle, *more):
-        seen.update(rows=rows, frames=frames, fps=fps, title=title, subtitle=subtitle)
-        return draw(rows, frames, fps, title, subtitle, *more)
+    def look(rows, frames, times, title, subtitle, *more):
+        seen.update(rows=rows, frames=frames, times=times, title=title, subtitle=subtitle)
+        return draw(rows, frames, times, title, subtitle, *more)
 
     monkeypatch.setattr(render, "contact_sheet", look)
     shown = {"fc": volumes(1), "conv1": volumes(2, 2)}
@@ -270,7 +271,8 @@ def test_the_sheet_has_the_layers_from_top_to_bottom_and_the_clip_below(shot, tm
     pictures.write_sheet(tmp_path / "p.png", pyramid, names, shot, "put   93.1 %", "clip.mp4", columns=3)
     lines = [name.split("\n") for name in seen["rows"]]
     assert lines == [["fc"], ["block.", "conv1", "channel 1"], ["block.", "conv1", "channel 2"], ["clip"]]
-    assert (seen["frames"], seen["fps"], seen["title"]) == ([31, 33, 35], 12.0, "put   93.1 %")
+    assert (seen["frames"], seen["title"]) == ([31, 33, 35], "put   93.1 %")
+    assert seen["times"] == [Fraction(31, 12), Fraction(33, 12), Fraction(35, 12)]
     for row, volume in zip(seen["rows"].values(), (shown["fc"][0], *shown["conv1"]), strict=False):
         wanted = list(expected_overlays(shot, volume))
         for picture, index in zip(row, (1, 3, 5), strict=True):

@@ -197,12 +197,12 @@ def test_contact_sheet_shows_every_picture():
         for r, name in enumerate(["input", "heat"])
     }
     rows["focus"] = [np.dstack([p, np.full((20, 30), 51, np.uint8)]) for p in rows["input"]]  # alpha 0.2 over black
-    sheet = contact_sheet(rows, [0, 5, 9], 25.0, "archery   93.1 %", "clip.mp4", cell_width=90)
+    sheet = contact_sheet(rows, [0, 5, 9], [0, 0.2, 0.36], "archery   93.1 %", "clip.mp4", cell_width=90)
     found = {tuple(c) for c in sheet.reshape(-1, 3).tolist()}
     assert {tuple(c) for c in colours.reshape(-1, 3).tolist()} <= found
     for c in colours[0]:
         assert any(np.abs(np.array(f) - 0.2 * c).max() <= 1 for f in found)
-    narrow = contact_sheet(rows, [0, 5, 9], 25.0, "archery", cell_width=90, pixel_aspect=2.0)
+    narrow = contact_sheet(rows, [0, 5, 9], [0, 0.2, 0.36], "archery", cell_width=90, pixel_aspect=2.0)
     assert narrow.shape[0] < sheet.shape[0], "wide pixels make flat pictures"
-    without = contact_sheet(rows, [0, 5, 9], 25.0, "", cell_width=90)
+    without = contact_sheet(rows, [0, 5, 9], [0, 0.2, 0.36], "", cell_width=90)
     assert (without[:40] != sheet[:40, : without.shape[1]]).any(), "the title is drawn"

@@ -179,7 +179,7 @@ def compare(
             "before their change was measured; a file of --raw-maps, or the live model, needs no scaling"
         )
     if reader.cut_off:
-        notes.append(f"the video is cut off or damaged: its first {reader.decoded} frames were used")
+        notes.append(f"the video is cut off or damaged: the {reader.decoded} frames that could be decoded were used")
     paths.append(out / "compare.json")
     report = {
         "video": {"path": str(reader.path), "frames": reader.decoded, "fps": reader.fps, "size": list(reader.size)},
@@ -226,7 +226,7 @@ def draw(
 ) -> list[Path]:
     """Second pass over the video: every network's heat beside the input, as a video and as a contact sheet."""
     renderers = [render.Renderer(run.geometry, boxes or {}) for run in runs]
-    shown = render.evenly_spaced(reader.decoded, columns)
+    shown, times = render.evenly_spaced(reader.decoded, columns), []
     # One row of panels per explained class: input, then each network's map of it.
     keys = [
         (run, i) for i in range(max(len(run.done.names) for run in runs)) for run in runs if i < len(run.done.names)
@@ -242,8 +242,9 @@ def draw(
                 for renderer, maps in zip(renderers, heats, strict=True)
             ]
             plain = renderers[0].draw_boxes(frame.copy(), index)
-            writer.write(board.draw(index, plain, panels))
+            writer.write(board.draw(index, reader.span[0], plain, panels), reader.span)
             if index in shown:
+                times.append(reader.span[0])
                 sheet["input"].append(plain)
                 for run, i in keys:
                     sheet[_row_name(run, i)].append(panels[runs.index(run)][i])
@@ -255,7 +256,7 @@ def draw(
         "0 where it stands still"
     )
     aspect = float(reader.pixel_aspect)
-    write_picture(picture, render.contact_sheet(sheet, shown, float(reader.fps), title, subtitle, pixel_aspect=aspect))
+    write_picture(picture, render.contact_sheet(sheet, shown, times, title, subtitle, pixel_aspect=aspect))
     return [picture, video]
 
 
@@ -271,7 +272,7 @@ class Board:
     def __init__(self, runs: Sequence[Run], reader: VideoReader) -> None:
         height, width = reader.size[0], reader.size[1] * float(reader.pixel_aspect)
         scale = min(max(width, 288), 640) / width
-        self.cell, self.fps = (round(width * scale), round(height * scale)), float(reader.fps)
+        self.cell = (round(width * scale), round(height * scale))
         self.rows = max(len(run.done.names) for run in runs)
         self.large, self.small = (ImageFont.load_default(size) for size in (16, 13))
         right, bottom = self._corner(self.rows - 1, len(runs))
@@ -283,10 +284,10 @@ class Board:
                 change = f"change {run.change[row]:.2f}"
                 self._write(pen, row, column, run.name, change, run.done.title(row))
 
-    def draw(self, index: int, frame: np.ndarray, panels: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """The board of source frame `index`, uint8 `[H, W, 3]`; `panels[network][map]` like `frame`."""
+    def draw(self, index: int, time: float, frame: np.ndarray, panels: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+        """The board of source frame `index` at `time` seconds, uint8 `[H, W, 3]`; `panels[network][map]` like `frame`."""
         board = self.paper.copy()
-        self._write(ImageDraw.Draw(board), 0, 0, "input", f"{index / self.fps:.2f} s", f"frame {index}")
+        self._write(ImageDraw.Draw(board), 0, 0, "input", f"{float(time):.2f} s", f"frame {index}")
         for column, pictures in enumerate([[frame], *panels]):
             for row, picture in enumerate(pictures):
                 way = cv2.INTER_AREA if picture.shape[0] > self.cell[1] else cv2.INTER_CUBIC

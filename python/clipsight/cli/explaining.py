@@ -195,7 +195,7 @@ def draw(
     renderer = render.Renderer(Geometry.of(network.preprocessing, reader.size), boxes or {})
     kinds = [kind for method in methods for kind in PICTURES[method]]
     shown = render.evenly_spaced(done.frame_count, columns)
-    sheets = [{kind: [] for kind in ("input", *kinds)} for _ in done.names]
+    sheets, times = [{kind: [] for kind in ("input", *kinds)} for _ in done.names], []
     files = {(i, k): out / (k + tail_of(done.names, i) + SUFFIX[format]) for i in range(len(done.names)) for k in kinds}
     with ExitStack() as stack:  # an error in one of them leaves none of them behind
         writers = {
@@ -211,9 +211,11 @@ def draw(
                 for kind, picture in pictures.items():
                     renderer.draw_boxes(picture, index)
                     if kind != "input":
-                        writers[i, kind].write(picture)
+                        writers[i, kind].write(picture, reader.span)
                     if index in shown:
                         sheet[kind].append(picture)
+            if index in shown:
+                times.append(reader.span[0])
             progress(index + 1)
     paths = list(files.values())
     for i, sheet in enumerate(sheets):
@@ -222,7 +224,7 @@ def draw(
             f" · motion share {100 * share:.0f} %" if share == share else ""
         )
         paths.append(out / f"contact{tail_of(done.names, i)}.png")
-        picture = render.contact_sheet(sheet, shown, float(reader.fps), done.title(i), subtitle, pixel_aspect=aspect)
+        picture = render.contact_sheet(sheet, shown, times, done.title(i), subtitle, pixel_aspect=aspect)
         write_picture(paths[-1], picture)
     if any(writer.padded for writer in writers.values()):
         size = f"{reader.size[1]}x{reader.size[0]}"

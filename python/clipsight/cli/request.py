@@ -146,7 +146,9 @@ class Request:
         draw_seconds = time.perf_counter() - draw_started
         done.notes += network.notes
         if reader.cut_off:
-            done.notes.append(f"the video is cut off or damaged: its first {done.frame_count} frames were used")
+            done.notes.append(
+                f"the video is cut off or damaged: the {done.frame_count} frames that could be decoded were used"
+            )
         if self.raw:
             paths.append(out / "maps.npz")
             explaining.write_raw(paths[-1], done, reader, network)

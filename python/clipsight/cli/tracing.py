@@ -250,13 +250,16 @@ def find_clip(network, reader: VideoReader, classes: Classes, start: int | None,
         raise CommandError(f"start: must be at least 0, got {start}")
     span = (preprocessing.frames - 1) * preprocessing.stride + 1
     with closing(iter(reader)) as decoding:
-        frames = [frame.copy() for frame in itertools.islice(decoding, start, start + span)]
+        timed = [(frame.copy(), reader.span) for frame in itertools.islice(decoding, start, start + span)]
+    frames = [frame for frame, _ in timed]
     if start and (not frames or (len(frames) < span and not loop)):
         last = max(reader.decoded - span, 0)
         raise CommandError(f"start: must be 0 to {last}, so that the {span} frames of a clip fit, got {start}")
     (window,) = sliding_windows(frames, **cut)
     geometry = Geometry.of(preprocessing, reader.size)
-    shot = Shot(frames, start, preprocessing.stride, reader.fps, reader.pixel_aspect, geometry)
+    shot = Shot(
+        frames, [time for _, time in timed], start, preprocessing.stride, reader.fps, reader.pixel_aspect, geometry
+    )
     return window, shot, _most_probable(wanted, _probabilities(network, window)), how
 
 

@@ -26,6 +26,7 @@ class Shot:
 
     Attributes:
         frames: its consecutive source frames, uint8 `[H, W, 3]`, RGB.
+        spans: when each of them starts and ends in the video, in seconds.
         start: number of the first of them in the video.
         stride: source frames from one frame of the clip to the next.
         fps, pixel_aspect: of the video.
@@ -33,6 +34,7 @@ class Shot:
     """
 
     frames: Sequence[np.ndarray]
+    spans: Sequence[tuple[Fraction, Fraction]]
     start: int
     stride: int
     fps: Fraction
@@ -55,8 +57,8 @@ def write_tubes(folder: Path, step: Step, names: Sequence[str], shot: Shot, tail
     writers = [VideoWriter(path, shot.fps, shot.pixel_aspect) for path in paths]
     for index, writer in enumerate(writers):  # one encoder at a time: each holds many frames
         with writer:
-            for pictures in shot.overlays(step.volumes[index : index + 1]):
-                writer.write(pictures[0])
+            for pictures, (start, end) in zip(shot.overlays(step.volumes[index : index + 1]), shot.spans, strict=True):
+                writer.write(pictures[0], (start - shot.spans[0][0], end - shot.spans[0][0]))
     return paths
 
 
@@ -95,8 +97,9 @@ def write_sheet(
     renderer = render.Renderer(shot.geometry)
     rows["clip"] = [renderer.input(shot.frames[index]) for index in shown]
     numbers, aspect = [shot.start + index for index in shown], float(shot.pixel_aspect)
+    times = [shot.spans[index][0] for index in shown]
     cell = 224 if len(rows) <= 8 else 144
-    sheet = render.contact_sheet(rows, numbers, float(shot.fps), title, subtitle, cell, aspect)
+    sheet = render.contact_sheet(rows, numbers, times, title, subtitle, cell, aspect)
     write_picture(path, sheet)
 
 
