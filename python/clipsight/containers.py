@@ -1,17 +1,26 @@
-"""Whether the end of a video file is there, by what each format says of its own length."""
+"""Whether a video file is all there, by what each format says of its own structure and length."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 import os
+import zlib
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 
-UNKNOWN_SIZE = (0, 2**32 - 1)
-"""Of a RIFF chunk that was never finished."""
+END_MARKS = {"mjpeg": b"\xff\xd9", "jpeg_pipe": b"\xff\xd9", "apng": b"IEND\xaeB`\x82"}
+"""What files of these formats end with."""
+UNFINISHED = (0, 2**32 - 1)
+"""Size of a RIFF chunk to which the recorder did not come back."""
+SEGMENT, CLUSTER, CHECK_SUM = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\xbf"
+"""Elements of Matroska: all that follows the header; some seconds of frames; of what follows it in the same element."""
+OPEN = (SEGMENT, CLUSTER)
+"""Live recordings do not give their sizes."""
 
 
 def url(path: str | os.PathLike) -> str:
@@ -19,101 +28,127 @@ def url(path: str | os.PathLike) -> str:
     return f"file:{os.path.abspath(path)}"
 
 
-def missing_end(path: Path, container: av.container.InputContainer, stream: av.VideoStream, packets: int) -> str | None:
-    """What shows that the end of a file is not there, or None.
+def missing_part(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream, packets: int
+) -> str | None:
+    """What shows that a part of a file is not there, or not readable; None where the video is all there.
 
     Args:
         path: of the file.
         container, stream: opened, and read to the end.
-        packets: how many the stream had, empty ones too.
+        packets: how many the stream had, without empty ones.
     """
     name, size = container.format.name, path.stat().st_size
-    with path.open("rb") as file:
+    half_a_frame = 1 / (2 * (stream.average_rate or 25))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if name == "gif":
-            return None if _gif_is_whole(file) else "the end mark of the GIF is missing"
-        if name in ("mjpeg", "jpeg_pipe"):
-            return None if _ends_with(file, b"\xff\xd9") else "the end mark of the last JPEG is missing"
-        if "mp4" in name:  # the number of frames is no sign: an edit list may hide some
-            end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-            end = max([end, *(end for kind, end in _boxes(file, size) if kind == b"moof")])
-            return f"its index names {end} bytes, there are {size}" if end > size else None
+            return None if _gif_is_whole(data) else "the end mark of the GIF is missing"
+        if name in END_MARKS:
+            is_whole = data[-4096:].rstrip(b"\0").endswith(END_MARKS[name])
+            return None if is_whole else "the end mark of the last picture is missing"
         if "matroska" in name:
-            end = _end_of_segment(file)
-            if end is None or end <= size:
-                return None
-            duration = Fraction(container.duration or 0, av.time_base)
-            if duration and _end_of_packets(path) > duration - 2 / (stream.average_rate or 25):
-                return None  # only its index is missing
+            end, broken = _end_of_elements(data)
+            if broken:
+                return f"it is damaged at byte {end}"
+            if end <= size or (container.duration and _reaches(path, container, half_a_frame)):
+                return None  # at most its index is missing
             return f"it should have {end} bytes, there are {size}"
-        if name == "avi" and max(_riff_ends(file, size), default=0) <= size:
-            return None
+        if name == "flv":
+            return None if _reaches(path, container, 0.5) else f"it should last {container.duration / 1e6:.1f} s"
+        if "mp4" in name or name == "avi":
+            # The promised number of frames is no sign: edit lists hide some, and empty packets repeat some.
+            frames = [entry for entry in stream.index_entries if entry.size]
+            if "mp4" in name:
+                end = max([_end_of_fragments(data), *(entry.pos + entry.size for entry in frames)])
+                if end > size:
+                    return f"its index names {end} bytes, there are {size}"
+            else:
+                end = max(_ends_of_chunks(data), default=0)
+            if packets < len(frames):
+                return f"its index names {len(frames)} frames, there are {packets}"
+            if end <= size:
+                return None
     # Others only promise a number of frames, and round it.
     short = packets < stream.frames - max(1, stream.frames // 50)
     return f"the file promises {stream.frames} frames" if short else None
 
 
-def _ends_with(file: BinaryIO, mark: bytes) -> bool:
-    file.seek(-min(4096, file.seek(0, os.SEEK_END)), os.SEEK_END)
-    return file.read().rstrip(b"\0").endswith(mark)
-
-
-def _gif_is_whole(file: BinaryIO) -> bool:
-    """Whether its blocks lead to the end mark, whatever follows that."""
-
-    def skip_table(flags: int) -> None:
-        file.seek(3 << (flags % 8 + 1) if flags & 128 else 0, os.SEEK_CUR)
-
-    skip_table(int.from_bytes(file.read(13)[10:11], "big"))
-    while (block := file.read(1)) in (b",", b"!"):
-        if block == b",":
-            skip_table(int.from_bytes(file.read(9)[8:], "big"))
-        file.read(1)  # the size of a code, or the kind of an extension
-        while (length := file.read(1)) > b"\0":
-            file.seek(length[0], os.SEEK_CUR)
-    return block == b";" or (block != b"" and _ends_with(file, b";"))
-
-
-def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Kind and end of each outer box of an MP4."""
-    end = 0
-    while end + 8 <= size:
-        file.seek(end)
-        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        end = end + length if length >= 8 else size
-        yield kind, end
-
-
-def _end_of_segment(file: BinaryIO) -> int | None:
-    """Where the segment of a Matroska file ends, None where the file does not say it."""
-    head = file.read(4096)
-    at = head.find(b"\x18\x53\x80\x67") + 4
-    if at < 4 or at == len(head) or not head[at]:
-        return None
-    length = 9 - head[at].bit_length()  # of the number that follows: its first 1 bit tells
-    unknown = (1 << 7 * length) - 1
-    value = int.from_bytes(head[at : at + length], "big") & unknown
-    return None if value == unknown else at + length + value
-
-
-def _end_of_packets(path: Path) -> Fraction:
-    """Seconds, over all streams."""
+def _reaches(path: Path, container: av.container.InputContainer, tolerance: float | Fraction) -> bool:
+    """Whether the packets of all streams last as long as the file says, to some seconds; True where it says nothing."""
     end = Fraction(0)
-    with av.open(url(path)) as container:
-        for packet in container.demux():
+    with contextlib.suppress(av.FFmpegError), av.open(url(path)) as again:
+        for packet in again.demux():
             if packet.size and packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+    return end > Fraction(container.duration or 0, av.time_base) - tolerance
+
+
+def _gif_is_whole(data: mmap.mmap) -> bool:
+    """Whether its blocks lead to the end mark, whatever follows that."""
+
+    def table(flags: bytes) -> int:
+        return 3 << (flags[0] % 8 + 1) if flags and flags[0] & 128 else 0
+
+    at = 13 + table(data[10:11])
+    while (block := data[at : at + 1]) in (b",", b"!", b"\0"):
+        if block == b"\0":  # some leave one between blocks
+            at += 1
+            continue
+        at += 10 + table(data[at + 9 : at + 10]) + 1 if block == b"," else 2
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+        at += 1
+    return block == b";"
+
+
+def _end_of_fragments(data: mmap.mmap) -> int:
+    """Where the last index of a fragment ends in an MP4, 0 where it has none."""
+    at = end = 0
+    while at < len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        at += length if length >= 8 else len(data)
+        if kind == b"moof" or (end and not kind.isalnum()):
+            end = at
     return end
 
 
-def _riff_ends(file: BinaryIO, size: int) -> Iterator[int]:
+def _ends_of_chunks(data: mmap.mmap) -> Iterator[int]:
     """Where each outer chunk of an AVI ends; those of more than 1 GB have several."""
-    end = 0
-    while end + 8 <= size:
-        file.seek(end + 4)
-        length = int.from_bytes(file.read(4), "little")
-        if length in UNKNOWN_SIZE:
+    at = 0
+    while at + 8 <= len(data):
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if length in UNFINISHED:
             return
-        end += 8 + length + length % 2
-        yield end
+        at += 8 + length + length % 2
+        yield at
+
+
+def _end_of_elements(data: mmap.mmap) -> tuple[int, bool]:
+    """Where the elements of a Matroska file lead, and whether they are damaged there."""
+    at, segment, cluster = 0, math.inf, math.inf
+    while at < min(len(data), segment):
+        cluster = cluster if at < cluster else math.inf
+        head = data[at : at + 12].ljust(12, b"\xff")
+        width = 9 - head[0].bit_length()  # of a number: its first 1 bit tells
+        length = 9 - head[min(width, 4)].bit_length()
+        kind, value = head[:width], int.from_bytes(head[width : width + length], "big")
+        start = at + width + length
+        unknown = (1 << 7 * length) - 1
+        value &= unknown
+        end = math.inf if value == unknown else start + value
+        if start > len(data):
+            return start, False
+        if width > 4 or length > 8 or end > min(segment, cluster) or (end == math.inf and kind not in OPEN):
+            return at, True
+        is_checked = kind == CHECK_SUM and cluster <= len(data)
+        if is_checked and zlib.crc32(data[end:cluster]) != int.from_bytes(data[start:end], "little"):
+            return at, True
+        if kind == SEGMENT:
+            at, segment = start, end
+        elif kind == CLUSTER:
+            at, cluster = start, end
+        else:
+            at = end
+    return max(end for end in (at, segment, cluster) if end < math.inf), False

@@ -9,12 +9,17 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 UNSPECIFIED = (2, 3)
 """AVColorSpace of frames that do not name their matrix."""
 HDR = {16: "PQ", 18: "HLG"}
 """AVColorTransferCharacteristic of high dynamic range."""
+TO_SDR = (
+    "ffmpeg -i IN -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,"
+    "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
+)
 DEMUXER_ERRORS = 100
 """The demuxer may fail so often in a row before the rest of a file is given up."""
 
@@ -32,7 +37,7 @@ class Decoder:
     """Iterates over the frames of a stream; what is damaged is left out, and the next frames follow, as in a player.
 
     Attributes:
-        packets: how many were read, empty ones too, which repeat a picture.
+        packets: how many were read, without empty ones, which repeat a picture.
         damage: the first sign that something is damaged, or None. What comes before the first key frame is none: a
             recording may begin anywhere.
     """
@@ -47,8 +52,8 @@ class Decoder:
         # Decoding frames at once, PyAV drops an error that follows a frame, and the frames that follow an error.
         self.stream.thread_type = "SLICE"
         for packet in self._demux():
-            self.packets += 1
             if packet.size:  # a decoder takes an empty packet for the end
+                self.packets += 1
                 self._started |= packet.is_keyframe
                 if packet.is_corrupt:
                     self._note("a part of a frame is missing")
@@ -60,8 +65,6 @@ class Decoder:
         while errors < DEMUXER_ERRORS:
             try:
                 for packet in self.container.demux(self.stream):
-                    if packet.dts is None and not packet.size:
-                        continue  # PyAV's own, which tells the end
                     errors = 0
                     yield packet
                 return
@@ -123,22 +126,27 @@ def is_turned(frame: av.VideoFrame) -> bool:
     return abs(b) + abs(c) > abs(a) + abs(d)
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
+def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
     """The upright frame, uint8 `[H, W, 3]`, RGB; `[H, W, 4]` where it has alpha.
 
     The frame names its matrix and range. Where it names no matrix, that of BT.709 holds for HD (1280 columns or more,
     or more than 576 rows), that of BT.601 for less, as in players. Primaries are not converted.
 
+    Args:
+        frame: as it was decoded.
+        reformatter: one for all frames of a stream, which is far quicker than one for each.
+
     Raises:
         ValueError: high dynamic range (PQ or HLG), whose values are no colors of a usual screen.
     """
     if frame.color_trc in HDR:
-        raise ValueError(f"must have standard dynamic range, got {HDR[frame.color_trc]}")
+        raise ValueError(f"must have standard dynamic range, got {HDR[frame.color_trc]}; convert it with: {TO_SDR}")
     form = frame.format
     alpha = form.has_palette or any(component.is_alpha for component in form.components)
     is_hd = frame.width >= 1280 or frame.height > 576
     source = {"src_colorspace": "ITU709" if is_hd else "ITU601"} if frame.colorspace in UNSPECIFIED else {}
-    pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24", **({} if form.is_rgb else source))
+    colors = reformatter.reformat(frame, format="rgba" if alpha else "rgb24", **({} if form.is_rgb else source))
+    pixels = colors.to_ndarray()
     a, b, c, d = _matrix(frame)
     if is_turned(frame):
         pixels, a, d = pixels.transpose(1, 0, 2), c, b

@@ -22,10 +22,10 @@ import numpy as np
 try:
     import av
     import cv2
-    from av.video.reformatter import ColorPrimaries, ColorRange
+    from av.video.reformatter import ColorPrimaries, ColorRange, VideoReformatter
     from PIL import Image, ImageOps
 
-    from .containers import missing_end, url
+    from .containers import missing_part, url
     from .decoding import Clock, Decoder, film, is_turned, to_rgb
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError(
@@ -152,7 +152,12 @@ class VideoReader:
     def _decode_file(self):
         container, stream = self._open()
         with container:
-            decoder, clock, decoded = Decoder(container, stream), Clock(container, stream, self.fps), 0
+            decoder, clock, reformatter = (
+                Decoder(container, stream),
+                Clock(container, stream, self.fps),
+                VideoReformatter(),
+            )
+            decoded = 0
             for frame in decoder:
                 if decoder.damage and not self.partial:
                     break
@@ -160,12 +165,12 @@ class VideoReader:
                     aspect = Fraction(stream.sample_aspect_ratio or 1)
                     self.pixel_aspect = 1 / aspect if is_turned(frame) else aspect
                 try:
-                    pixels = to_rgb(frame)
+                    pixels = to_rgb(frame, reformatter)
                 except ValueError as error:
                     raise VideoError(f"video: {self.path} {error}") from error
                 decoded += 1
                 yield None, clock.span(frame), pixels
-            damage = decoder.damage or missing_end(self.path, container, stream, decoder.packets)
+            damage = decoder.damage or missing_part(self.path, container, stream, decoder.packets)
         if damage and not self.partial:
             raise self._damaged(damage)
         self._end(damage, decoded)
@@ -307,6 +312,7 @@ def _mp4_sink(writer: VideoWriter):
             for name in ("colorspace", "color_primaries", "color_trc"):
                 setattr(stream.codec_context, name, ColorPrimaries.BT709)
             stream.codec_context.color_range = ColorRange.MPEG
+            reformatter = VideoReformatter()
 
             def put(frame: np.ndarray, span: tuple[Fraction, Fraction]) -> None:
                 bottom, right = frame.shape[0] % 2, frame.shape[1] % 2
@@ -316,7 +322,9 @@ def _mp4_sink(writer: VideoWriter):
                 if writer.count == 0:
                     stream.height, stream.width = frame.shape[:2]
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+                picture = reformatter.reformat(
+                    picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+                )
                 picture.pts, picture.time_base = round(span[0] / tick), tick
                 picture.duration = round((span[1] - span[0]) / tick)
                 container.mux(stream.encode(picture))

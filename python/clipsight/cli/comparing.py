@@ -285,7 +285,7 @@ class Board:
                 self._write(pen, row, column, run.name, change, run.done.title(row))
 
     def draw(self, index: int, time: float, frame: np.ndarray, panels: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-        """The board of source frame `index` at `time` seconds, uint8 `[H, W, 3]`; `panels[network][map]` like `frame`."""
+        """The board of frame `index` at `time` seconds, uint8 `[H, W, 3]`; `panels[network][map]` like `frame`."""
         board = self.paper.copy()
         self._write(ImageDraw.Draw(board), 0, 0, "input", f"{float(time):.2f} s", f"frame {index}")
         for column, pictures in enumerate([[frame], *panels]):
