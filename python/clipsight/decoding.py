@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -10,6 +13,8 @@ import av
 import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
+
+from .containers import url
 
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 UNSPECIFIED = (2, 3)
@@ -20,17 +25,35 @@ TO_SDR = (
     "ffmpeg -i IN -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,"
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
 )
+PROBED_PACKETS = 250
+"""How far a file with several streams is read to see which of them move."""
 DEMUXER_ERRORS = 100
 """The demuxer may fail so often in a row before the rest of a file is given up."""
 
 
-def film(container: av.container.InputContainer) -> av.VideoStream | None:
-    """The stream that FFmpeg's player would choose, which is no cover and no thumbnails."""
-    best = container.streams.best("video")
-    if best is None or not best.disposition & COVER:
-        return best
+def open_film(path: str | os.PathLike) -> tuple[av.container.InputContainer, av.VideoStream | None]:
+    """The opened file, and the stream that FFmpeg's player would choose of those that are no cover and no thumbnails.
+
+    Not every cover is marked as one: a stream of one picture beside one that moves is no film, either.
+
+    Raises:
+        av.FFmpegError, OSError: not a video.
+    """
+    container = _open(path)
     films = [stream for stream in container.streams.video if not stream.disposition & COVER and stream.codec_context]
-    return max(films, key=lambda stream: stream.width * stream.height, default=None)
+    if len(films) > 1:
+        with _open(path) as probe:
+            packets = itertools.islice(probe.demux(video=[*range(len(probe.streams.video))]), PROBED_PACKETS)
+            counts = Counter(packet.stream_index for packet in packets if packet.size)
+        films = [stream for stream in films if counts[stream.index] > 1] or films
+    best = container.streams.best("video")
+    if best in films:
+        return container, best
+    return container, max(films, key=lambda stream: stream.width * stream.height, default=None)
+
+
+def _open(path: str | os.PathLike) -> av.container.InputContainer:
+    return av.open(url(path), container_options={"pattern_type": "none"})
 
 
 class Decoder:

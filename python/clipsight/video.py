@@ -26,7 +26,7 @@ try:
     from PIL import Image, ImageOps
 
     from .containers import missing_part, url
-    from .decoding import Clock, Decoder, film, is_turned, to_rgb
+    from .decoding import Clock, Decoder, is_turned, open_film, to_rgb
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError(
         f"clipsight.video needs the extra 'video' ({error}); install it with: pip install 'clipsight[video]'"
@@ -128,13 +128,12 @@ class VideoReader:
 
     def _open(self) -> tuple[av.container.InputContainer, av.VideoStream]:
         try:
-            container = av.open(url(self.path), container_options={"pattern_type": "none"})
+            container, stream = open_film(self.path)
         except (av.FFmpegError, OSError) as error:
             with self.path.open("rb") as file:
                 is_mp4 = file.read(12)[4:8] == b"ftyp"
             what = "is cut off: its index (moov), which stands at the end, is missing" if is_mp4 else "is not a video"
             raise VideoError(f"video: {self.path} {what} ({getattr(error, 'strerror', error)})") from error
-        stream = film(container)
         if stream is None:
             container.close()
             raise VideoError(f"video: {self.path} has no video stream")
