@@ -1,0 +1,63 @@
+"""What an error says to someone who does not read Python, in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import traceback
+
+from .text import printable
+
+ADVICE = {
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EDQUOT: "free some space, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "change its permissions, or take another place",
+    errno.EPERM: "change its permissions, or take another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit with ulimit -n",
+}
+OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation")
+
+user_code: set[str] = set()
+"""Files and folders of code that the user named, as opposed to ours and to libraries."""
+
+
+def error_text(error: BaseException) -> str:
+    """One printable line, which names no exception class, but for one of the user's own code, which it places there."""
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
+        return "out of memory" + (f" ({text})" if text else "") + "; a smaller --size takes less"
+    if place := _in_user_code(error):
+        return f"{printable(place)} raised {type(error).__name__}: {text}; --debug shows the traceback"
+    if error.__cause__ is not None and (place := _in_user_code(error.__cause__)):
+        return f"{text} ({printable(place).removesuffix(',')}; --debug shows the traceback)"
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        where = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
+        what = printable(error.strerror[:1].lower() + error.strerror[1:])
+        return where + what + (f"; {ADVICE[error.errno]}" if error.errno in ADVICE else "")
+    if _is_ours(error) or isinstance(error, (ValueError, OSError, ImportError)):
+        return text
+    return f"{text or 'something unexpected happened'}; --debug shows where"
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.startswith("clipsight")
+
+
+def _in_user_code(error: BaseException) -> str | None:
+    """Where the user's own code raised an error, or called what did."""
+    if _is_ours(error):
+        return None
+    if isinstance(error, SyntaxError) and error.filename and _is_user_code(error.filename):
+        return f"{error.filename}, line {error.lineno},"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if _is_user_code(frame.filename):
+            return f"{frame.filename}, line {frame.lineno}, in {frame.name},"
+    return None
+
+
+def _is_user_code(file: str) -> bool:
+    file = os.path.realpath(file)
+    return any(file == own or file.startswith(os.path.join(own, "")) for own in user_code)
