@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import SaliencyTube, SelectiveRelevance, explain, export, get_library_path, load, models, onnx_session
+from .cli.printing import shown
 from .exporters import onnx, torchscript
 from .manifest import LoadError, read_manifest, weights_digest
+from .staging import staging
 from .synthetic import MOTION_CLASSES, moving_shapes
 from .video import VideoReader, VideoWriter
 
@@ -44,7 +45,7 @@ def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, 
     out.mkdir(parents=True, exist_ok=True)
     video = out / "clip.mp4"
     _render(video)
-    console.print(f"clip         {video}: {FRAMES} frames of {SIDE}x{SIDE}, the mover {CLASS}")
+    console.print(f"clip         {shown(video)}: {FRAMES} frames of {SIDE}x{SIDE}, the mover {CLASS}")
 
     model = models.load("movers")
     preprocessing = replace(model.preprocessing, stride=FRAMES // model.preprocessing.frames)
@@ -56,7 +57,7 @@ def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, 
         get_library_path("onnxruntime")
     except LoadError as error:
         del files[PLUGIN]
-        console.print(f"[yellow]without      {PLUGIN}: {error}")
+        console.print(f"[yellow]without      {PLUGIN}: {shown(error)}")
     for format, name in files.items():
         reused = _is_current(out / name, explained)
         if not reused:
@@ -65,7 +66,7 @@ def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, 
                 export(explained, out / name, plugin=format != "ONNX", progress=progress, **facts)
         size = (out / name).stat().st_size
         console.print(
-            f"{format:12} {out / name}: {size / 1e6:.2f} MB, {'reused' if reused else 'exported and checked'}"
+            f"{format:12} {shown(out / name)}: {size / 1e6:.2f} MB, {'reused' if reused else 'exported and checked'}"
         )
 
     difference = _explain_in_fresh_processes(video, out, files)
@@ -76,8 +77,10 @@ def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, 
     folder = out / "pyramid"
     _run("pyramid", video, "--stride", preprocessing.stride, "--class", CLASS, "--depth", "all", "--out", folder)
     kernels = len((folder / "kernels.csv").read_text().splitlines()) - 1
-    console.print(f"pyramid      {folder}: {kernels} kernels in {len(explained.model.features) + 1} layers led to it;")
-    console.print(f"             open {folder / 'pyramid.html'} to walk through them")
+    console.print(
+        f"pyramid      {shown(folder)}: {kernels} kernels in {len(explained.model.features) + 1} layers led to it;"
+    )
+    console.print(f"             open {shown(folder / 'pyramid.html')} to walk through them")
 
     result = json.loads((out / "result.json").read_text())
     table = Table("class", "probability", title=f"{video.name}: {result['video']['frames']} frames")
@@ -88,7 +91,7 @@ def main(out: Path, show: Callable[..., AbstractContextManager] = lambda model, 
     for format, (plain, ours) in _times(explained, out, files, example).items():
         table.add_row(format, f"{plain:.2f}", f"{ours:.2f}", f"{ours - plain:+.2f}")
     console.print(table)
-    console.print("pictures     " + ", ".join(str(out / name) for name in (*RESULTS, "pyramid/pyramid.png")))
+    console.print("pictures     " + ", ".join(shown(out / name) for name in (*RESULTS, "pyramid/pyramid.png")))
     if difference > 1e-4:
         console.print(f"[red]demo: the files must agree to 1e-4, got {difference:.1e}")
         return 1
@@ -119,23 +122,28 @@ def _is_current(path: Path, explained) -> bool:
 def _explain_in_fresh_processes(video: Path, out: Path, files: dict[str, str]) -> float:
     """Runs `clipsight explain` once for each file; the largest difference between their maps (0..1)."""
     maps = []
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=out) as folder:
+    with staging(out / "explained") as folder:
         for name in files.values():
-            results = Path(folder) / name
+            results = folder / name
             _run("explain", video, "--model", out / name, "--out", results, "--raw")
             with np.load(next(results.glob("*.npz"))) as raw:
                 maps.append(raw["maps"])
         for name in RESULTS:
-            shutil.move(Path(folder) / FILES["ONNX"] / name, out / name)
+            os.replace(folder / FILES["ONNX"] / name, out / name)
     return max(float(np.abs(other - maps[0]).max()) for other in maps[1:])
 
 
 def _run(*arguments) -> None:
     """A command of clipsight in a process of its own."""
     command = [sys.executable, "-m", "clipsight", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"demo: `{' '.join(command)}` failed:\n{done.stderr or done.stdout}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said, complaint = process.communicate()
+        except BaseException:
+            process.terminate()  # and it cleans up
+            raise
+    if process.returncode:
+        raise ValueError(f"demo: `{' '.join(command)}` failed: {complaint or said}")
 
 
 def _times(
@@ -146,8 +154,7 @@ def _times(
     script = torchscript.convert(plain, (clip,))
     graph = onnx.convert(plain, (clip.expand(2, -1, -1, -1, -1),), ["logits"])
     times = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plain.onnx"
+    with staging(out / "plain.onnx") as path:
         path.write_bytes(graph.SerializeToString())
         for format, name in files.items():
             if format == "TorchScript":

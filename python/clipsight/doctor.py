@@ -21,6 +21,7 @@ from pathlib import Path
 from . import __version__
 from .libraries import REBUILD, cmake_prefix_path, get_library_path
 from .manifest import LoadError
+from .text import printable
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 
@@ -85,7 +86,9 @@ def show(findings: Iterable[Finding]) -> None:
     rows = Table("part", "state", title=f"clipsight {__version__}")
     rows.add_column("found, and what to do", overflow="fold")
     for finding in findings:
-        text = escape(finding.found) + (f"\n[bold]→ {escape(finding.advice)}[/]" if finding.advice else "")
+        text = escape(printable(finding.found)) + (
+            f"\n[bold]→ {escape(printable(finding.advice))}[/]" if finding.advice else ""
+        )
         rows.add_row(finding.name, f"[{colours[finding.state]}]{finding.state}[/]", text)
     Console(highlight=False).print(rows)
 

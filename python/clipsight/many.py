@@ -16,12 +16,16 @@ import hashlib
 import json
 import logging
 import os
-import shutil
+import signal
 import socket
-import uuid
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .errors import error_text
+from .staging import leftovers, one_run, remove_leftovers, whole_folder
+from .text import short_name
 
 MARKER = "done.json"
 ATTEMPTS = 3  # of processes that died on the same video, before the others go on without it
@@ -65,7 +69,7 @@ def plan(videos: Iterable[str], out: Path, digest: str) -> list[Job]:
 
     Args:
         videos: files, or folders of frames; a changed size or time of change makes another job.
-        out: where the folders go. One run at a time may write there.
+        out: where the folders go.
         digest: of the model and all options.
 
     Raises:
@@ -79,7 +83,7 @@ def plan(videos: Iterable[str], out: Path, digest: str) -> list[Job]:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = hashlib.sha256(json.dumps([str(path), state, digest]).encode()).hexdigest()
-        jobs[key] = Job(str(video), str(out / f"{path.stem}-{key[:8]}"), key)
+        jobs[key] = Job(str(video), str(out / f"{short_name(path.stem)}-{key[:8]}"), key)
     return list(jobs.values())
 
 
@@ -115,25 +119,27 @@ def run(
 
     Raises:
         ImportError: `ray` without the package ray.
+        ValueError: another run is writing into the same folder.
     """
-    _remove_leftovers(jobs)
-    todo = []
-    for job in jobs:
-        if is_done(job):
-            yield Outcome(job.video, job.folder, "skipped")
-        else:
-            todo.append(job)
-    if not todo:
-        return
-    try:
-        if ray:
+    folders = sorted({Path(job.folder).parent for job in jobs})
+    with contextlib.ExitStack() as held:
+        if not all(map(is_done, jobs)):
+            for folder in folders:
+                held.enter_context(one_run(folder))
+                held.callback(remove_leftovers, folder)
+                remove_leftovers(folder)
+        todo = []
+        for job in jobs:
+            if is_done(job):
+                yield Outcome(job.video, job.folder, "skipped")
+            else:
+                todo.append(job)
+        if ray and todo:
             yield from _spread(todo, make_work, address, cpus, gpus)
-        else:
+        elif todo:
             worker = _Worker(make_work)
             for job in todo:
                 yield worker.attempt(job)
-    finally:
-        _remove_leftovers(todo)
 
 
 class _Worker:
@@ -153,24 +159,17 @@ class _Worker:
 
     def attempt(self, job: Job) -> Outcome:
         folder = Path(job.folder)
-        attempts = len(_leftovers(folder)) + 1  # only a process that died leaves its temporary folder
+        attempts = len(leftovers(folder.parent, folder.name)) + 1
         if attempts > ATTEMPTS:
             error = f"the process died {ATTEMPTS} times on this video (out of memory, or a damaged file)"
             return Outcome(job.video, job.folder, "failed", ATTEMPTS, error)
-        temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
         try:
-            temporary.mkdir(parents=True)
-            self._work(job.video, temporary)
-            marker = {"key": job.key, "video": job.video, "attempts": attempts, "files": _files(temporary)}
-            (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)  # no longer whole: somebody took a file out of it
-            os.replace(temporary, folder)
+            with whole_folder(folder, tidy=False) as temporary:
+                self._work(job.video, temporary)
+                marker = {"key": job.key, "video": job.video, "attempts": attempts, "files": _files(temporary)}
+                (temporary / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
         except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            return Outcome(job.video, job.folder, "failed", attempts, text)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            return Outcome(job.video, job.folder, "failed", attempts, error_text(error))
         return Outcome(job.video, job.folder, "done", attempts)
 
 
@@ -206,7 +205,11 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
     """
     if address:
         _reach(address)
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}.items():
+    own = address is None and "RAY_ADDRESS" not in os.environ
+    settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    if own:  # on Linux too, its processes listen on the loopback alone: `_node_ip_address` of `ray.init` does not do it
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    for name, value in settings.items():
         os.environ.setdefault(name, value)  # read when ray is imported
     try:
         import ray
@@ -217,11 +220,14 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
         yield ray
         return
     options: dict = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    if own:
         options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         options |= {"num_cpus": min(cpus, len(os.sched_getaffinity(0)))} if cpus else {}
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(address, **options)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own, which ends the process
         yield ray
     finally:
         ray.shutdown()
@@ -242,13 +248,3 @@ def _files(folder: Path) -> dict[str, int]:
     """Relative path and size of every file in the folder but the marker."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARKER)
     return {str(path.relative_to(folder)): path.stat().st_size for path in paths}
-
-
-def _leftovers(folder: Path) -> list[Path]:
-    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*"))
-
-
-def _remove_leftovers(jobs: Iterable[Job]) -> None:
-    for job in jobs:
-        for path in _leftovers(Path(job.folder)):
-            shutil.rmtree(path, ignore_errors=True)

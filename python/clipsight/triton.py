@@ -13,12 +13,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .manifest import LoadError, Manifest, check_kind, read_manifest
+from .staging import staging
+from .text import printable
 
 # kind of file -> Triton's platform, the file's name in a version folder, the libraries that carry its ops
 PLATFORMS = {
@@ -106,11 +107,11 @@ def write_repository(
         raise ValueError(f"triton: the file must be of a kind in {list(PLATFORMS)}, got {manifest.kind!r} in '{file}'")
     if max_batch_size < 1:
         raise ValueError(f"triton: max_batch_size must be at least 1, got {max_batch_size}")
+    if max_batch_size > 2**31 - 1:
+        raise ValueError(f"triton: max_batch_size must be at most {2**31 - 1}, got {max_batch_size}")
     folder = model_folder(directory, file.stem if name is None else name)
     libraries = plugin_libraries(manifest)
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=directory) as temporary:
-        model = Path(temporary) / folder.name
+    with staging(folder) as model:
         (model / "1").mkdir(parents=True)
         shutil.copyfile(file, model / "1" / PLATFORMS[manifest.kind][1])
         for library in libraries:
@@ -122,7 +123,7 @@ def write_repository(
             "README.md": _readme(*about, file.name, folder.name, max_batch_size, names),
         }
         if manifest.labels:
-            texts["labels.txt"] = "\n".join(manifest.labels) + "\n"
+            texts["labels.txt"] = "".join(f"{printable(label)}\n" for label in manifest.labels)  # a line for each
         for path, text in texts.items():
             (model / path).write_text(text, encoding="utf-8")
         os.rename(model, folder)
@@ -254,8 +255,8 @@ def _readme(manifest: Manifest, inputs, outputs, file: str, model: str, max_batc
     ]
     return README.format(
         model=model,
-        file=file,
-        network=manifest.model,
+        file=printable(file),
+        network=printable(manifest.model),
         start=start,
         notes="\n\n".join(notes),
         ports="\n".join(rows),

@@ -12,12 +12,13 @@ import itertools
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+
+from .staging import whole_file, whole_folder
 
 try:
     import av
@@ -219,19 +220,6 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
         return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
-@contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well, and vanishes when it does not."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 class VideoWriter:
     """Context manager that writes frames `[H, W, 3]`, or `[H, W, 4]` with alpha, as one file that appears at the end.
 
@@ -359,20 +347,16 @@ def _png_sink(writer: VideoWriter):
     foreign = [p.name for p in target.iterdir() if not re.fullmatch(r"\d{6,}\.png", p.name)] if target.exists() else []
     if foreign:
         raise VideoError(f"video: {target} must be a new folder or one of numbered PNG, got {foreign[0]} in it")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        yield lambda frame, span: write_picture(temporary / f"{writer.count:06d}.png", frame)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(target) as temporary:
+        yield lambda frame, span: (temporary / f"{writer.count:06d}.png").write_bytes(_png(frame))
 
 
 def write_picture(path: str | os.PathLike, frame: np.ndarray) -> None:
     """Writes one RGB or RGBA frame as PNG, whole or not at all."""
-    order = cv2.COLOR_RGBA2BGRA if frame.shape[2] == 4 else cv2.COLOR_RGB2BGR
-    data = cv2.imencode(".png", cv2.cvtColor(frame, order))[1]
     with whole_file(path) as temporary:
-        temporary.write_bytes(data)
+        temporary.write_bytes(_png(frame))
+
+
+def _png(frame: np.ndarray) -> np.ndarray:
+    order = cv2.COLOR_RGBA2BGRA if frame.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    return cv2.imencode(".png", cv2.cvtColor(frame, order))[1]

@@ -243,7 +243,7 @@ def test_an_error_while_drawing_leaves_no_file(video, tmp_path, monkeypatch, fac
 
     monkeypatch.setattr(render.Renderer, "motion", fail_late)
     result = run("explain", video, "--model", factory, "--out", tmp_path / "out")
-    assert result.output.strip() == "error: MemoryError: no more pictures"
+    assert result.output.strip() == "error: out of memory (no more pictures); a smaller --size takes less"
     assert list((tmp_path / "out").iterdir()) == []
 
 

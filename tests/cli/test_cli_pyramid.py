@@ -359,7 +359,7 @@ def test_an_error_at_the_end_leaves_nothing(video, tmp_path, factory, monkeypatc
 
     monkeypatch.setattr(tracing, "write_page", fail)
     result = run(video, "--model", factory, "--start", 0, "--out", tmp_path / "new" / "out")
-    assert result.output.strip() == "error: MemoryError: no more pages"
+    assert result.output.strip() == "error: out of memory (no more pages); a smaller --size takes less"
     assert list((tmp_path / "new").iterdir()) == []
 
 

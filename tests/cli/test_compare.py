@@ -407,7 +407,7 @@ def test_an_error_while_drawing_leaves_no_file(video, tmp_path, monkeypatch, lit
 
     monkeypatch.setattr(render.Renderer, "heat", fail_late)
     result = run("compare", video, "--models", PAIR, "--out", tmp_path / "out")
-    assert result.output.strip() == "error: MemoryError: no more pictures"
+    assert result.output.strip() == "error: out of memory (no more pictures); a smaller --size takes less"
     assert list((tmp_path / "out").iterdir()) == []
 
 

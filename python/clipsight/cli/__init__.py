@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
+import os
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 try:
     import typer
-    from rich.markup import escape
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise SystemExit(
         f"error: the command line needs the extra 'video' ({error}): pip install 'clipsight[video]'"
     ) from error
 
+from .. import signals
 from ..labels import read_labels
+from ..staging import check_folder
+from .ending import BROKEN_PIPE, one_line_errors
 from .networks import CommandError, load_live, map_head, parse_size
-from .printing import console, export_lines, print_manifest, print_outcome, print_result, progress_bars
+from .printing import console, export_lines, print_manifest, print_outcome, print_result, progress_bars, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -109,30 +113,6 @@ RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Accept a 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def one_line_errors(command):
-    """Exit code 1 and `error: ...` in one line, unless --debug."""
-
-    @functools.wraps(command)
-    def run(*args, debug: bool = False, **kwargs):
-        if debug:
-            return command(*args, debug=debug, **kwargs)
-        try:
-            return command(*args, debug=debug, **kwargs)
-        except typer.Exit:
-            raise
-        except KeyboardInterrupt:
-            typer.echo("error: interrupted; nothing half-written is left behind", err=True)
-            raise typer.Exit(130) from None
-        except Exception as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            ours = type(error).__module__.startswith("clipsight")
-            expected = ours or isinstance(error, (ValueError, OSError, ImportError))
-            typer.echo(f"error: {text}" if expected else f"error: {type(error).__name__}: {text}", err=True)
-            raise typer.Exit(1) from None
-
-    return run
-
-
 @app.command()
 @one_line_errors
 def explain(
@@ -177,6 +157,7 @@ def explain(
     from .. import many
     from .request import Request
 
+    check_folder(out)
     request = Request(
         model=model,
         checkpoint=checkpoint,
@@ -231,10 +212,11 @@ def _explain_many(request, videos: list[str], out: Path, ray: bool, address: str
     failed = 0
     with progress_bars() as bars:
         task = bars.add_task("explaining", total=len(jobs), unit="videos")
-        for outcome in many.run(jobs, request.worker, ray=ray, address=address, **resources):
-            print_outcome(outcome)
-            failed += outcome.state == "failed"
-            bars.advance(task)
+        with contextlib.closing(many.run(jobs, request.worker, ray=ray, address=address, **resources)) as outcomes:
+            for outcome in outcomes:
+                print_outcome(outcome)
+                failed += outcome.state == "failed"
+                bars.advance(task)
     if failed:
         raise CommandError(f"explain: {failed} of {len(jobs)} videos failed; the same command tries only those again")
 
@@ -291,6 +273,7 @@ def export(
     from .explaining import choose_classes
 
     if triton:  # an error now, not after the export
+        check_folder(triton, "triton")
         if out.suffix not in (".onnx", ".pt"):
             raise CommandError(f"triton: the file must be .onnx or .pt, got '{out.name}'")
         model_folder(triton, out.stem)
@@ -331,11 +314,11 @@ def export(
             plain=plain,
             progress=progress,
         )
-    console.print(f"[bold]{escape(str(out))}[/]  {out.stat().st_size / 1e6:.1f} MB, checked against the live model")
+    console.print(f"[bold]{shown(str(out))}[/]  {out.stat().st_size / 1e6:.1f} MB, checked against the live model")
     print_manifest(manifest)
     if triton:
         folder = write_repository(out, triton, max_batch_size=max_batch_size)
-        console.print(f"[bold]{escape(str(folder))}/[/]  for Triton; README.md there says how to start the server")
+        console.print(f"[bold]{shown(str(folder))}/[/]  for Triton; README.md there says how to start the server")
 
 
 @app.command()
@@ -359,6 +342,7 @@ def info(
 @one_line_errors
 def demo(out: Out = Path("demo"), debug: Debug = False) -> None:
     """Render a clip, explain it with the shipped network, export it both ways, and check that all agree."""
+    check_folder(out)
     from ..demo import main as run_demo
 
     if code := run_demo(out, export_lines):
@@ -393,4 +377,14 @@ app.command()(one_line_errors(pyramid))
 
 
 def main() -> None:
-    app(prog_name="clipsight")
+    signals.stop_by_exception()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal may lack a character
+    try:
+        app(prog_name="clipsight")
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more as it ends
+            sys.exit(BROKEN_PIPE)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from .. import cli
+from ..staging import check_folder
+from ..text import printable
 from .networks import CommandError
-from .printing import console, progress_bars
+from .printing import bar, console, progress_bars, shown
 
 
 def compare(
@@ -54,6 +55,7 @@ def compare(
     from . import comparing
     from .request import Request
 
+    check_folder(out)
     names = [*filter(None, (name.strip() for name in models.split(","))), *(model or ())]
     if len(names) < 2:
         raise CommandError(
@@ -86,7 +88,9 @@ def compare(
 
         def progress(stage: str, completed: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=None, unit="frames" if stage == "drawing" else "windows")
+                tasks[stage] = bars.add_task(
+                    printable(stage), total=None, unit="frames" if stage == "drawing" else "windows"
+                )
             bars.update(tasks[stage], completed=completed)
 
         report = comparing.compare(requests, video, out, format.value, boxes and str(boxes), progress)
@@ -117,18 +121,16 @@ def print_comparison(report: dict, out: Path) -> None:
     for network in report["networks"]:
         for row in network["maps"]:
             change, share = row["temporal_change"]["video"], row["probability"]
-            bar = f"{change:.3f}  [cyan]{'█' * round(24 * change)}[/]"
-            table.add_row(
-                escape(network["name"]), escape(row["name"]), "" if share is None else f"{100 * share:.1f} %", bar
-            )
+            cells = shown(network["name"]), shown(row["name"]), "" if share is None else f"{100 * share:.1f} %"
+            table.add_row(*cells, f"{change:.3f}  {bar(change)}")
     console.print(table)
     for note in dict.fromkeys(
         [*report["notes"], *(f"{n['name']}: {text}" for n in report["networks"] for text in n["notes"])]
     ):
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {shown(note)}")
     where = report["measured_on"]["frames"]
     every = f", one in {where['every']}" if where["every"] > 1 else ""
     console.print(
         f"measured in frames {where['first']} to {where['last']}{every}, on {report['measured_on']['relevance']} maps"
     )
-    console.print(f"[bold]{escape(str(out))}/[/] {', '.join(report['files'])}  ({report['seconds']:.1f} s)")
+    console.print(f"[bold]{shown(str(out))}/[/] {', '.join(report['files'])}  ({report['seconds']:.1f} s)")

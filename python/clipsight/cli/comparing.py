@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .. import render
 from ..metrics import temporal_change
 from ..render import FAINT, INK, PAPER
+from ..text import printable
 from ..video import VideoReader, VideoWriter, write_picture
 from ..windows import Geometry, default_step, minmax
 from . import explaining
@@ -209,6 +210,7 @@ def compare(
 
 def _unique(names: list[str]) -> list[str]:
     """Two checkpoints of one network get a number."""
+    names = [printable(name) for name in names]
     return [f"{n} {names[: i + 1].count(n)}" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 
@@ -252,7 +254,7 @@ def draw(
     title = " and ".join([", ".join(run.name for run in runs[:-1]), runs[-1].name])
     shown_maps = ", ".join(dict.fromkeys(run.network.map for run in runs))
     subtitle = (
-        f"{reader.path.name} · {shown_maps} · change: the share of a map's energy that changes over time, "
+        f"{printable(reader.path.name)} · {shown_maps} · change: the share of a map's energy that changes over time, "
         "0 where it stands still"
     )
     aspect = float(reader.pixel_aspect)

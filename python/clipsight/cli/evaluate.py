@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -15,15 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from .. import __version__, many
 from ..labels import check_count, read_labels
 from ..manifest import weights_digest
+from ..staging import check_folder
+from ..text import short_name
 from . import Checkpoint, Debug, Device, Frames, Labels, Loop, Model, Out, Partial, RandomWeights, Size, Stride, Threads
-from .networks import CommandError, LiveModel, is_exported, load_live, parse_size
-from .printing import console, progress_bars
+from .networks import CommandError, LiveModel, is_exported, load_live, parse_size, prepare_torch
+from .printing import console, progress_bars, shown
 
 if TYPE_CHECKING:
     from ..evaluation import Evaluation, Settings
@@ -108,6 +110,7 @@ def evaluate(
     from .explaining import write_json
 
     plots.package()  # an error now, not after the work
+    check_folder(out)
     settings = Settings(
         methods=tuple(filter(None, (name.strip() for name in methods.split(",")))),
         layer=layer,
@@ -131,10 +134,7 @@ def evaluate(
         raise CommandError(f"masks: must be a folder, got {masks}")
     if is_exported(model):
         raise CommandError(f"model: must be a network in Python, as a file has its methods built in, got {model}")
-    if threads is not None:
-        if threads < 1:
-            raise CommandError(f"threads: must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+    prepare_torch(device, threads)
     torch.manual_seed(seed)
     overrides = {"frames": frames, "size": parse_size(size), "stride": stride}
     live = load_live(model, checkpoint, random_weights, **overrides)
@@ -166,14 +166,15 @@ def evaluate(
             )
             write_json(folder / RESULT, {"run": run, "machine": machine(device), **result})
 
-        for outcome in many.run(jobs, lambda: work):
-            if outcome.state == "failed":
-                failed.append({"video": outcome.video, "error": outcome.error})
-                console.print(f"failed  {escape(outcome.video)}: [red]{escape(outcome.error)}[/]", soft_wrap=True)
-            else:
-                measured[outcome.folder] = read_result(Path(outcome.folder))
-                skipped += outcome.state == "skipped"
-            bars.advance(task)
+        with contextlib.closing(many.run(jobs, lambda: work)) as outcomes:
+            for outcome in outcomes:
+                if outcome.state == "failed":
+                    failed.append({"video": outcome.video, "error": outcome.error})
+                    console.print(f"failed  {shown(outcome.video)}: [red]{shown(outcome.error)}[/]", soft_wrap=True)
+                else:
+                    measured[outcome.folder] = read_result(Path(outcome.folder))
+                    skipped += outcome.state == "skipped"
+                bars.advance(task)
     if not measured:
         raise CommandError(f"evaluate: none of {len(jobs)} videos could be measured; {failed[0]['error']}")
     evaluation = Evaluation(settings, run, [measured[j.folder] for j in jobs if j.folder in measured], failed)
@@ -268,7 +269,7 @@ def job(video: str, folder: Path, run: dict[str, Any], masks: Path | None) -> ma
     truth = masks and find_masks(masks, video)
     contents = [content(path), truth and content(truth)]
     key = hashlib.sha256(json.dumps([run, contents]).encode()).hexdigest()
-    job = many.Job(video, str(folder / f"{path.stem}-{key[:8]}"), key)
+    job = many.Job(video, str(folder / f"{short_name(path.stem)}-{key[:8]}"), key)
     if many.is_done(job):
         try:
             read_result(Path(job.folder))
@@ -309,18 +310,18 @@ def print_evaluation(
     from .explaining import label_of
 
     for table in evaluation.tables:
-        title = f"[bold]{escape(table.title)}[/]"
-        shown = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        title = f"[bold]{shown(table.title)}[/]"
+        grid = RichTable(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for index, name in enumerate(table.header):
-            shown.add_column(escape(name), justify="right" if index else "left")
+            grid.add_column(shown(name), justify="right" if index else "left")
         for row in table.rows:
-            shown.add_row(*map(escape, row))
-        console.print(shown)
-        console.print(f"[dim]{escape(table.note)}[/]\n")
+            grid.add_row(*map(shown, row))
+        console.print(grid)
+        console.print(f"[dim]{shown(table.note)}[/]\n")
     for note in evaluation.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {shown(note)}")
     classes = sorted({video["class"] for video in evaluation.videos})
     named = ", ".join(label_of(k, labels) for k in classes[:6]) + (", ..." if len(classes) > 6 else "")
     before = f", {skipped} of the videos measured before" if skipped else ""
-    console.print(f"{evaluation.size}{before}; explained: {escape(named)}")
-    console.print(f"[bold]{escape(str(out))}/[/] {', '.join(path.name for path in paths)}")
+    console.print(f"{evaluation.size}{before}; explained: {shown(named)}")
+    console.print(f"[bold]{shown(str(out))}/[/] {', '.join(path.name for path in paths)}")

@@ -15,7 +15,9 @@ import numpy as np
 
 from .. import render
 from ..labels import check_count, named
-from ..video import VideoReader, VideoWriter, whole_file, write_picture
+from ..staging import whole_file
+from ..text import file_names, printable
+from ..video import VideoReader, VideoWriter, write_picture
 from ..windows import Geometry, Track, minmax, sliding_windows
 from .networks import CommandError
 
@@ -173,7 +175,7 @@ def _map_names(classes: list[int | None], count: int, feature: str | None, label
     """One name per map: the class, or the feature for `--feature`."""
     if feature is not None and not feature.startswith("top"):
         return [f"feature {c}" for c in feature.split(",")]
-    names = [f"prediction {i + 1}" if c is None else label_of(c, labels) for i, c in enumerate(classes)]
+    names = [f"prediction {i + 1}" if c is None else printable(label_of(c, labels)) for i, c in enumerate(classes)]
     if feature is None:
         return names
     return [f"{name} feature {i + 1}" for name in names for i in range(count // len(names))]
@@ -220,7 +222,7 @@ def draw(
     paths = list(files.values())
     for i, sheet in enumerate(sheets):
         share, aspect = done.motion_share[i], float(reader.pixel_aspect)
-        subtitle = f"{reader.path.name} · {network.name} · {network.map}" + (
+        subtitle = printable(f"{reader.path.name} · {network.name} · {network.map}") + (
             f" · motion share {100 * share:.0f} %" if share == share else ""
         )
         paths.append(out / f"contact{tail_of(done.names, i)}.png")
@@ -279,10 +281,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def tail_of(names: list[str], index: int) -> str:
     """Nothing for a single map, else `-name`, fit for a file name and unique."""
-    if len(names) == 1:
-        return ""
-    slugs = [re.sub(r"\W+", "_", name).strip("_") for name in names]
-    return f"-{slugs[index]}" if slugs.count(slugs[index]) == 1 else f"-{index}-{slugs[index]}"
+    return "" if len(names) == 1 else f"-{file_names(names)[index]}"
 
 
 def numbers(values: np.ndarray) -> list[float | None]:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
+import importlib.util
 import inspect
+import math
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import user_code
 from ..labels import as_labels
 from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
 
+MOST_THREADS, MOST_STRIDE = 4096, 10**6
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
 
 
@@ -212,8 +216,8 @@ def exported_preprocessing(path: str, manifest, **overrides) -> Preprocessing:
     plain = Preprocessing(frames=size[0], resize=min(size[1:]), crop=size[1:])
     result = _override(manifest.preprocessing or plain, **overrides)
     if result.size not in manifest.sizes:
-        sizes = ", ".join("x".join(map(str, size)) for size in manifest.sizes)
-        raise CommandError(f"size: {path} takes clips of {sizes} (TxHxW), got {'x'.join(map(str, result.size))}")
+        sizes = ", ".join(map(_text, manifest.sizes))
+        raise CommandError(f"size: {path} takes clips of {sizes} (TxHxW), got {_text(result.size)}")
     return result
 
 
@@ -222,6 +226,8 @@ def _override(
 ) -> Preprocessing:
     """The crop becomes `size`; the resize before it grows or shrinks in proportion."""
     changes: dict = {name: value for name, value in (("frames", frames), ("stride", stride)) if value is not None}
+    if (stride or 1) > MOST_STRIDE:
+        raise CommandError(f"stride: must be at most {MOST_STRIDE}, got {stride}")
     if size is not None:
         factors = [new / old for new, old in zip(size, preprocessing.crop, strict=True)]
         resize = preprocessing.resize
@@ -231,9 +237,20 @@ def _override(
             resize = tuple(round(r * f) for r, f in zip(resize, factors, strict=True))
         changes |= {"crop": size, "resize": resize}
     try:
-        return replace(preprocessing, **changes)
+        changed = replace(preprocessing, **changes)
     except ValueError as error:
         raise CommandError(str(error)) from error
+    gigabytes, memory = 12e-9 * math.prod(changed.size), 1e-9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if gigabytes > memory / 4:  # and the network's features take many times that
+        raise CommandError(
+            f"size: a clip must take less than a quarter of the memory, {memory:.0f} GB, got {_text(changed.size)} "
+            f"(TxHxW), {gigabytes:.0f} GB"
+        )
+    return changed
+
+
+def _text(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
@@ -242,23 +259,65 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     from ..dataflow import unwrapped
     from ..models import Adapter, checkpoints
 
-    where, _, name = spec.partition(":")
-    sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise CommandError(f"model: {spec} must be package.module:factory that can be imported ({error})") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    module = factory() if inspect.isclass(factory) or not isinstance(factory, torch.nn.Module) else factory
+    module = _find(spec)
     if not isinstance(module, torch.nn.Module):
-        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
+        if not callable(module):
+            raise CommandError(f"model: {spec} must be a network or a function that returns one, got {_kind(module)}")
+        if needed := _needed(module):
+            raise CommandError(f"model: {spec} must be callable without arguments, got one that needs {needed}")
+        module = module()
+    if not isinstance(module, torch.nn.Module):
+        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {_kind(module)}")
     module = unwrapped(module)
     if checkpoint:
         checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
     preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)
     labels = as_labels(getattr(module, "labels", None), source=f"model: the labels of {spec}")
     return LiveModel(spec, module, preprocessing, labels)
+
+
+def _find(spec: str) -> object:
+    """What `package.module:factory` names. An error in that code is its own."""
+    where, _, name = spec.partition(":")
+    rule = f"model: {spec} must be package.module:factory that can be imported"
+    is_path = where.endswith(".py") or not all(part.isidentifier() for part in where.split("."))
+    if is_path or not name.isidentifier():
+        stem = Path(where).name.removesuffix(".py")
+        hint = f" (in its folder, {stem}:{name or 'Net'})" if stem.isidentifier() else ""
+        raise CommandError(f"{rule}, a module's name without a path{hint}, got {where!r} and {name!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.util.find_spec(where.partition(".")[0])
+        if found is not None:
+            user_code.update(map(os.path.realpath, found.submodule_search_locations or [found.origin or ""]))
+        module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # what is missing is something that it imports
+        raise CommandError(f"{rule} ({error})") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not hasattr(module, name):
+        near = difflib.get_close_matches(name, dir(module), 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CommandError(f"{rule}, but the module has no {name}{hint}")
+    return getattr(module, name)
+
+
+def _kind(value: object) -> str:
+    return (
+        f"{type(value).__name__}, which is no network" if callable(value) else f"{type(value).__name__}, not callable"
+    )
+
+
+def _needed(factory: Callable) -> str:
+    """The arguments that a call must give."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (ValueError, TypeError):  # one in C that does not tell
+        return ""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(p.name for p in parameters if p.default is p.empty and p.kind not in variable)
 
 
 def map_head(name: str | None, feature: str | None, threshold: float | None, layer: str | None, normalize: str):
@@ -295,7 +354,30 @@ def _channels(feature: str) -> str | tuple[int, ...]:
 def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise CommandError(f"size: must be HxW in pixels, such as 224x224, got {text!r}")
-    return int(height), int(width)
+    sides = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.lower())
+    if sides is None:
+        raise CommandError(f"size: must be HxW in pixels, such as 224x224, of 1 to 99999 each, got {text!r}")
+    return int(sides[1]), int(sides[2])
+
+
+def check_machine(device: str, threads: int | None) -> None:
+    """Raises CommandError where these are no names of devices, or no numbers of threads."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", device):
+        raise CommandError(f"device: must be cpu, cuda, or one of several such as cuda:1, got {device!r}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        rule = "at least 1" if threads < 1 else f"at most {MOST_THREADS}"
+        raise CommandError(f"threads: must be {rule}, got {threads}")
+
+
+def prepare_torch(device: str, threads: int | None) -> None:
+    """Sets the threads of a live network. Raises CommandError where torch has no such device."""
+    import torch
+
+    check_machine(device, threads)
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= count:
+        known = ", ".join(f"cuda:{i}" for i in range(count)) or "none; clipsight doctor says more"
+        raise CommandError(f"device: must be one that torch finds, got {device!r}; the CUDA devices are: {known}")
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -13,18 +13,36 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-console = Console(stderr=True, highlight=False)
+from ..text import printable
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process here
+
+
+console = _Console(stderr=True, highlight=False)
+
+
+def shown(text: object) -> str:
+    """A text from outside (a label, a file name), which no terminal and no markup of rich's takes for a command."""
+    return escape(printable(text))
+
+
+def bar(share: float) -> str:
+    """A share of 0 to 1 as a bar of up to 24 characters."""
+    return f"[cyan]{('#' if console.options.ascii_only else '█') * round(24 * share)}[/]"
 
 
 def progress_bars() -> Progress:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
 
 @contextmanager
@@ -45,7 +63,7 @@ def export_lines(model: str, sizes: Sequence[tuple[int, int, int]]) -> Iterator[
                 return
             finish()
             phase, start = next, time.perf_counter()
-            text = escape(f"{phase} {f'{model} at {where}' if phase == 'capture' else file}")
+            text = shown(f"{phase} {f'{model} at {where}' if phase == 'capture' else file}")
             status.update(f"{text} ...")
 
         yield begin
@@ -55,29 +73,28 @@ def export_lines(model: str, sizes: Sequence[tuple[int, int, int]]) -> Iterator[
 def print_result(report: dict, out: Path) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in report["top"]:
-        bar = "█" * round(24 * row["probability"])
-        table.add_row(escape(row["label"]), f"{100 * row['probability']:5.1f} %", f"[cyan]{bar}[/]")
+        table.add_row(shown(row["label"]), f"{100 * row['probability']:5.1f} %", bar(row["probability"]))
     console.print(table)
     for row in report["maps"]:
         if row["motion_share"] is not None:
-            console.print(f"motion share of {escape(row['name'])}: {100 * row['motion_share']:.1f} %")
+            console.print(f"motion share of {shown(row['name'])}: {100 * row['motion_share']:.1f} %")
     for note in report["notes"]:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {shown(note)}")
     seconds = report["seconds"]
     console.print(
-        f"[bold]{escape(str(out))}/[/] {', '.join(report['files'])}  "
+        f"[bold]{shown(str(out))}/[/] {', '.join(report['files'])}  "
         f"({len(report['windows'])} windows in {seconds['network']:.1f} s, drawn in {seconds['drawing']:.1f} s)"
     )
 
 
 def print_outcome(outcome) -> None:
     """One line for one of many videos."""
-    text = f"{outcome.state:7} {escape(outcome.video)}: "
+    text = f"{outcome.state:7} {shown(outcome.video)}: "
     if outcome.state == "failed":
-        text += f"[red]{escape(outcome.error)}[/]"
+        text += f"[red]{shown(outcome.error)}[/]"
     else:
         top = json.loads((Path(outcome.folder) / "result.json").read_text(encoding="utf-8"))["top"][0]
-        text += f"{escape(top['label'])} {100 * top['probability']:.1f} %  [bold]{escape(outcome.folder)}/[/]"
+        text += f"{shown(top['label'])} {100 * top['probability']:.1f} %  [bold]{shown(outcome.folder)}/[/]"
         text += f"  (attempt {outcome.attempts})" if outcome.attempts > 1 else ""
     console.print(text, soft_wrap=True)
 
@@ -111,8 +128,8 @@ def print_manifest(manifest) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for key, text in rows:
-        table.add_row(key, escape(text))
-    Console(highlight=False).print(table)
+        table.add_row(key, shown(text))
+    _Console(highlight=False).print(table)
 
 
 def _shape(shape) -> str:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from .. import cli
 from ..labels import named
+from ..staging import check_folder
 from .networks import CommandError
-from .printing import console
+from .printing import console, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,7 @@ def pyramid(
 
     for name in ("networkx", "matplotlib"):
         package(name)  # an error now, not after the work
+    check_folder(out)
     request = Request(
         model=model,
         checkpoint=checkpoint,
@@ -103,13 +104,13 @@ def pyramid(
         status.update("drawing")
         paths, notes = tracing.write(traced, shot, reader, network, how, out)
     last = shot.start + len(shot.frames) - 1
-    console.print(f"clip: frames {shot.start} to {last}, {escape(how)}")
+    console.print(f"clip: frames {shot.start} to {last}, {shown(how)}")
     _print(traced, tracing.softmax(traced.logits))
     for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+        console.print(f"[yellow]note:[/] {shown(note)}")
     tubes = sum(path.suffix == ".mp4" for path in paths)
-    names = ", ".join(escape(path.name) for path in paths if path.suffix != ".mp4")
-    console.print(f"[bold]{escape(str(out))}/[/] {names}; tubes (MP4): {tubes}")
+    names = ", ".join(shown(path.name) for path in paths if path.suffix != ".mp4")
+    console.print(f"[bold]{shown(str(out))}/[/] {names}; tubes (MP4): {tubes}")
 
 
 def _options(theta: float | None, depth: str | None, volumes: Volumes | None, channel: list[str] | None) -> dict:
@@ -140,16 +141,16 @@ def _split(texts: list[str], labels: Sequence[str] | None) -> list[str]:
 def _print(traced: Traced, probabilities: np.ndarray) -> None:
     """A table of the layers; of two classes, what they share."""
     for pyramid in traced.pyramids:
-        console.print(f"[bold]{escape(pyramid.label)}[/]  {100 * probabilities[pyramid.class_index]:.1f} %")
+        console.print(f"[bold]{shown(pyramid.label)}[/]  {100 * probabilities[pyramid.class_index]:.1f} %")
     if len(traced.pyramids) == 1:
         table = Table("depth", "layer", "selected", "of", "connections", box=None, padding=(0, 2, 0, 0))
         for step in traced.pyramids[0]:
             numbers = step.mask.sum(), step.layer.channels, step.edges.sum()
-            table.add_row(str(step.layer.depth), escape(step.layer.name), *(f"{n:,}" for n in numbers))
+            table.add_row(str(step.layer.depth), shown(step.layer.name), *(f"{n:,}" for n in numbers))
         console.print(table)
     for first, second in itertools.combinations(traced.pyramids, 2):
-        only = [f"only {escape(pyramid.label)}" for pyramid in (first, second)]
+        only = [f"only {shown(pyramid.label)}" for pyramid in (first, second)]
         table = Table("depth", "layer", "shared", *only, box=None, padding=(0, 2, 0, 0))
         for step, parts in zip(first, first.compare(second).values(), strict=True):
-            table.add_row(str(step.layer.depth), escape(step.layer.name), *(f"{len(c):,}" for c in parts.values()))
+            table.add_row(str(step.layer.depth), shown(step.layer.name), *(f"{len(c):,}" for c in parts.values()))
         console.print(table)

@@ -19,11 +19,15 @@ from .networks import (
     CommandError,
     ExportedNetwork,
     LiveNetwork,
+    check_machine,
     is_exported,
     load_live,
     map_head,
     parse_size,
+    prepare_torch,
 )
+
+MIN_FPS, MAX_FPS = 0.001, 100_000
 
 # Called with the stage ("network" or "drawing"), how much of it is done, and how much there is, where that is known.
 Progress = Callable[[str, int, int | None], None]
@@ -83,8 +87,7 @@ class Request:
             exported: makes it of an exported file, with `frames`, `size` and `stride` where they were given.
             fixed: options that such a file brings with it; the checkpoint is one, too.
         """
-        if self.threads is not None and self.threads < 1:
-            raise CommandError(f"threads: must be at least 1, got {self.threads}")
+        check_machine(self.device, self.threads)
         size = {"frames": self.frames, "size": parse_size(self.size), "stride": self.stride}
         if is_exported(self.model):
             for name, value in {"checkpoint": self.checkpoint, **fixed}.items():
@@ -92,10 +95,7 @@ class Request:
                     raise CommandError(f"{name}: is part of the exported file {self.model}, got {value}")
             network = exported(**size)
         else:
-            if self.threads is not None:
-                import torch
-
-                torch.set_num_threads(self.threads)
+            prepare_torch(self.device, self.threads)
             network = live(load_live(self.model, self.checkpoint, self.random_weights, **size))
         if self.labels:
             network.labels = read_labels(self.labels)
@@ -114,6 +114,8 @@ class Request:
         return lambda video, folder: self.explain(network, self.read(video), folder)
 
     def read(self, video: str) -> VideoReader:
+        if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
+            raise CommandError(f"fps: must be {MIN_FPS} to {MAX_FPS} frames a second, got {self.fps}")
         return VideoReader(video, fps=self.fps, partial=self.partial)
 
     def run(self, network, reader: VideoReader, per_window: bool, progress: Callable) -> explaining.Explained:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
 import warnings
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,8 @@ from ..pyramid import METHOD, Layer, Pyramid, Step
 from ..pyramid import graph as graphs
 from ..pyramid.page import write_page
 from ..pyramid.pictures import Shot, write_graph, write_sheet, write_tubes
+from ..staging import staging
+from ..text import printable
 from ..video import VideoReader
 from ..windows import Geometry, Window, sliding_windows
 from .explaining import label_of, softmax, tail_of
@@ -170,7 +171,7 @@ def _traced(outputs, layers, options, given, classes, labels, drawn=()) -> Trace
     traced = Traced(outputs["logits"][0], [], [], {k: v for k, v in options.items() if k not in ("layers", "found")})
     for index in classes:
         position = list(given).index(index)
-        whole = Pyramid.from_outputs(layers, outputs, index, label_of(index, labels), position=position)
+        whole = Pyramid.from_outputs(layers, outputs, index, printable(label_of(index, labels)), position=position)
         steps, names = [], []
         for step in whole:
             shown = []
@@ -317,11 +318,10 @@ def write(
     }
     depth = max(step.layer.depth for step in traced.pyramids[0])
     options = f"theta {traced.options['theta']:g}, depth {depth}"
-    about = f"{reader.path.name} · frames {shot.start} to {last} · {network.name} · {options}"
+    about = printable(f"{reader.path.name} · frames {shot.start} to {last} · {network.name} · {options}")
     labels = [pyramid.label for pyramid in traced.pyramids]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as staging:
-        folder = Path(staging)
+    with staging(out / "pyramid" if out.is_dir() else out) as folder:
+        folder.mkdir()
         for i, (pyramid, names) in enumerate(zip(traced.pyramids, traced.names, strict=True)):
             tail, probability = tail_of(labels, i), float(probabilities[pyramid.class_index])
             own = {"probability": round(probability, 6), **facts}

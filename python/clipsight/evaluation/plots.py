@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..video import whole_file
+from ..staging import whole_file
+from ..text import printable
 from .measuring import Key
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _save(figure, legend: Axes | None, evaluation: Evaluation, path: Path) -> Pa
         )
     run = evaluation.run
     about = f"{run['model']['name']} · {evaluation.floor} · {evaluation.settings.flow} flow · seed {run['seed']}"
-    figure.suptitle(about, fontsize=8, color=FAINT, x=0.01, ha="left")
+    figure.suptitle(printable(about), fontsize=8, color=FAINT, x=0.01, ha="left", parse_math=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=130, metadata={"Description": json.dumps(run)})
     return path

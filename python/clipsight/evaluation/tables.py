@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..video import whole_file
+from ..staging import whole_file
+from ..text import printable
 from .measuring import MEASURES, Key, Settings
 
 TIMES = ("ms", "extra_ms")
@@ -118,10 +119,11 @@ class Evaluation:
             "over the videos; SD is the standard deviation of the videos' means.\n",
             *(table.to_markdown() for table in self.tables),
             *(f"![{Path(name).stem}]({name})\n" for name in pictures),
-            *(f"Note: {note}\n" for note in self.notes),
+            *(f"Note: {printable(note)}\n" for note in self.notes),
         ]
         if self.failed:
-            lines += ["## Videos without numbers\n", *(f"- {row['video']}: {row['error']}" for row in self.failed), ""]
+            rows = (printable(f"{row['video']}: {row['error']}") for row in self.failed)
+            lines += ["## Videos without numbers\n", *(f"- {row}" for row in rows), ""]
         return "\n".join([*lines, "## Run\n", "```json", json.dumps(self.run, indent=2), "```", ""])
 
     def to_csv(self) -> str:
@@ -133,7 +135,7 @@ class Evaluation:
         """A row for each video and `Key`: the mean over its clips."""
         pairs = zip(self.videos, self.means, strict=True)
         rows = (
-            [video["video"], video["class"], len(video["clips"]), *key, mean]
+            [printable(video["video"]), video["class"], len(video["clips"]), *key, mean]
             for video, means in pairs
             for key, mean in means.items()
         )

@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .. import __version__, runtime
 from ..labels import as_labels
 from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
+from ..staging import whole_file
 from .check import ExportError, check_file, half_difference
 from .program import THRESHOLDS, Program
 
@@ -95,6 +95,10 @@ def export(
             )
         if not file.parent.is_dir():
             raise FileNotFoundError(f"export: the folder of path must exist, got '{file.parent}', which does not")
+        if file.is_dir():
+            raise ValueError(f"export: path must be a file, got the folder '{file}'")
+        if not os.access(file.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"export: the folder of path must be one to write to, got '{file.parent}'")
     if plain is not None and (plain.suffix != path.suffix or plain == path):
         raise ValueError(f"export: plain must be another file of the format {path.suffix}, got '{plain.name}'")
     if not hasattr(explained, "at"):
@@ -150,8 +154,7 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         session=SESSION_OF_A_WALK if program.reaches_clip and format.KIND == "onnx" else {},
         **facts,
     )
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        written = Path(folder) / path.name
+    with whole_file(path) as written:
         format.save(artifact, written, manifest)
         if precheck:
             begin("check", path)
@@ -160,7 +163,6 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
                 figures["half_difference"] = half_difference(program, runtime.load(written), exact)
             manifest = dataclasses.replace(manifest, self_check=figures)
             format.save(artifact, written, manifest)
-        os.replace(written, path)
     return manifest
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch.export import ExportedProgram
 
 from ..manifest import LoadError, Manifest
 from ..manifest_text import EXTRA_FILE
+from ..staging import staging
 from .check import ExportError
 from .program import Program, nothing
 from .quiet import quiet
@@ -59,8 +59,9 @@ class Package:
 
     def __init__(self) -> None:
         self.files: dict[str, list[str]] = {}
-        self.folder = Path(tempfile.mkdtemp(prefix="clipsight-aot-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self._stack = contextlib.ExitStack()
+        self.folder = self._stack.enter_context(staging(Path(tempfile.gettempdir()) / "clipsight-aot"))
+        weakref.finalize(self, self._stack.close)
 
 
 def capture(program: Program) -> dict[str, ExportedProgram]:

@@ -110,7 +110,7 @@ def check(program: Program, path: Path, example) -> dict:
 
     if not program.sums:
         return check_file(program, path, example)
-    model, short = onnx.load(path), path.with_name("short.onnx")
+    model, short = onnx.load(path), path.with_name(f"short-{path.name}")
     onnx_loop.stop_early(model, program.sums)
     short.write_bytes(model.SerializeToString())
     with stopping_early():

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..text import printable
 from . import Layer, Pyramid, Step
 
 if TYPE_CHECKING:
@@ -162,8 +163,11 @@ def from_dict(values: Mapping[str, Any]) -> Pyramid:
 
 
 def to_graphml(pyramid: Pyramid) -> str:
-    """`to_networkx` as GraphML. ImportError without networkx."""
-    return "\n".join(package("networkx").generate_graphml(to_networkx(pyramid))) + "\n"
+    """`to_networkx` as GraphML, whatever XML forbids written out. ImportError without networkx."""
+    networkx, graph = package("networkx"), to_networkx(pyramid)
+    for values in (graph.graph, *graph.nodes.values()):
+        values |= {name: printable(value) for name, value in values.items() if isinstance(value, str)}
+    return "\n".join(networkx.generate_graphml(networkx.relabel_nodes(graph, printable))) + "\n"
 
 
 def to_csv(pyramid: Pyramid) -> str:
@@ -181,7 +185,7 @@ def compare_csv(pyramids: Sequence[Pyramid]) -> str:
         for steps in zip(*pyramids, strict=True)
         for channel in np.flatnonzero(np.any([step.mask for step in steps], axis=0))
     )
-    return _csv(["depth", "layer", "channel", *(pyramid.label for pyramid in pyramids)], rows)
+    return _csv(["depth", "layer", "channel", *(printable(pyramid.label) for pyramid in pyramids)], rows)
 
 
 def _csv(header: list[str], rows) -> str:

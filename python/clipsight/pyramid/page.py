@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from ..render import JET
-from ..video import whole_file
+from ..staging import whole_file
+from ..text import printable
 from . import Layer, Pyramid, Step
 
 FRAME_WIDTH = 256
@@ -58,7 +59,10 @@ def write_page(
             not finite; volumes other than one per layer; a rate or limit that is not positive.
     """
     data = page_data(pyramids, frames, activations, fps, limit)
-    parts = {"title": html.escape(title or "Class feature pyramid"), "data": json.dumps(data).replace("<", "\\u003c")}
+    parts = {
+        "title": html.escape(printable(title) or "Class feature pyramid"),
+        "data": json.dumps(data).replace("<", "\\u003c"),
+    }
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     with whole_file(path) as temporary:
         temporary.write_text(re.sub("@(title|data)@", lambda match: parts[match[1]], template), encoding="utf-8")

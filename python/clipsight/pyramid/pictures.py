@@ -14,7 +14,9 @@ import numpy as np
 
 from .. import render
 from ..render import FAINT, INK
-from ..video import VideoWriter, whole_file, write_picture
+from ..staging import whole_file
+from ..text import file_names, printable
+from ..video import VideoWriter, write_picture
 from ..windows import Geometry, Track, minmax
 from . import Pyramid, Step
 from .graph import CLIP, package
@@ -53,17 +55,13 @@ class Shot:
 
 def write_tubes(folder: Path, step: Step, names: Sequence[str], shot: Shot, tail: str = "") -> list[Path]:
     """One MP4 for each volume of a layer, `tube-<name><tail>.mp4`, at the source's size and rate; returns the paths."""
-    paths = [folder / f"tube-{file_name(name)}{tail}.mp4" for name in names]
+    paths = [folder / f"tube-{name}{tail}.mp4" for name in file_names(names, also=".-")]
     writers = [VideoWriter(path, shot.fps, shot.pixel_aspect) for path in paths]
     for index, writer in enumerate(writers):  # one encoder at a time: each holds many frames
         with writer:
             for pictures, (start, end) in zip(shot.overlays(step.volumes[index : index + 1]), shot.spans, strict=True):
                 writer.write(pictures[0], (start - shot.spans[0][0], end - shot.spans[0][0]))
     return paths
-
-
-def file_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def write_sheet(
@@ -162,10 +160,13 @@ def write_graph(path: str | os.PathLike, pyramid: Pyramid, subtitle: str = "", l
                 bbox={"boxstyle": "square,pad=0.12", "fc": band, "ec": "none", "alpha": 0.8},
                 zorder=3,
             )
-        axes.text(0.12, -y + 0.05, _shortened(layer), fontsize=10, fontweight="bold", color=INK, va="bottom")
-        axes.text(0.12, -y - 0.07, _row_caption(pyramid, layer, totals[layer]), fontsize=8, color=FAINT, va="top")
+        caption = printable(_row_caption(pyramid, layer, totals[layer]))
+        own = {"parse_math": False, "fontweight": "bold", "color": INK, "va": "bottom"}
+        axes.text(0.12, -y + 0.05, printable(_shortened(layer)), fontsize=10, **own)
+        axes.text(0.12, -y - 0.07, caption, fontsize=8, color=FAINT, va="top", parse_math=False)
     for y, size, text in ((0.42, 17, pyramid.label), (0.72, 10, subtitle)):
-        fig.text(0.12 / width, 1 - y / height, text, fontsize=size, color=INK if size > 10 else FAINT)
+        own = {"color": INK if size > 10 else FAINT, "parse_math": False}
+        fig.text(0.12 / width, 1 - y / height, printable(text), fontsize=size, **own)
     note = _legend(rows, len(nodes), len(drawn), len(edges), limit)
     fig.text(0.12 / width, 0.53 / height, note, fontsize=8.5, color=FAINT, va="top", linespacing=1.5)
     # Text stays text, so that a kernel can be searched; the same pyramid gives the same bytes.
