@@ -28,6 +28,7 @@ from .staging import leftovers, one_run, remove_leftovers, whole_folder
 from .text import short_name
 
 MARKER = "done.json"
+NOT_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 ATTEMPTS = 3  # of processes that died on the same video, before the others go on without it
 
 Work = Callable[[str, Path], object]  # (video, empty folder) -> the results are in the folder
@@ -207,8 +208,8 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
         _reach(address)
     own = address is None and "RAY_ADDRESS" not in os.environ
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    if own:  # on Linux too, its processes listen on the loopback alone: `_node_ip_address` of `ray.init` does not do it
-        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    if own:  # its processes listen on the loopback alone, as on a Mac; `_node_ip_address` of `ray.init` does not do it
+        settings[NOT_ALONE] = "0"
     for name, value in settings.items():
         os.environ.setdefault(name, value)  # read when ray is imported
     try:
@@ -223,6 +224,10 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
     if own:
         options |= {"include_dashboard": False, "object_store_memory": 100 * 2**20}
         options |= {"num_cpus": min(cpus, len(os.sched_getaffinity(0)))} if cpus else {}
+        with contextlib.suppress(ImportError):  # where ray was imported before
+            from ray._private import ray_constants
+
+            ray_constants.ENABLE_RAY_CLUSTER = os.environ[NOT_ALONE] not in ("0", "false")
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(address, **options)
     try:

@@ -177,6 +177,32 @@ def test_what_a_killed_run_left_is_removed(texts, tmp_path):
     assert (half.exists(), other.exists()) == (False, True)
 
 
+def test_ray_is_not_for_strangers(ray):
+    assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1:")
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
+    processes = [f"/proc/{pid}" for pid in os.listdir("/proc") if pid.isdigit()]
+    ours = {link for process in processes if session in _name(process) for link in _open_files(process)}
+    listening = [row.split() for name in ("tcp", "tcp6") for row in Path(f"/proc/net/{name}").read_text().splitlines()]
+    addresses = {f[1].rpartition(":")[0] for f in listening if f[3] == "0A" and f"socket:[{f[9]}]" in ours}
+    assert len(addresses) > 0
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}, "the loopback alone"
+
+
+def _name(process: str) -> str:
+    try:
+        return Path(process, "cmdline").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+def _open_files(process: str) -> list[str]:
+    try:
+        return [os.readlink(path) for path in Path(process, "fd").iterdir()]
+    except OSError:
+        return []
+
+
 def test_ray_does_the_same(ray, texts, tmp_path):
     jobs = many.plan(texts, tmp_path / "out", "x")
     assert states(many.run(jobs[:1], make_upper)) == {"one": "done"}
