@@ -11,6 +11,8 @@ uint8), its motion share too, and the other maps are untouched.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +31,28 @@ __all__ = [
 ]
 
 _ops = torch.ops.clipsight
+INT64 = 2**63 - 1
+
+
+def _fits(op):
+    """Says of an op whose output has a size what is wrong where there is no memory for it."""
+
+    @functools.wraps(op)
+    def checked(*args, **options):
+        try:
+            return op(*args, **options)
+        except (RuntimeError, MemoryError) as error:
+            size = inspect.signature(op).bind(*args, **options).arguments["size"]
+            rule = None
+            if any(isinstance(n, int) and n > INT64 for n in size):
+                rule = "a volume that 64 bits can address"
+            elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "aten::new_empty" in str(error):
+                rule = "a volume that memory can hold"
+            if rule is None:
+                raise
+            raise ValueError(f"{op.__name__}: size must be {rule}, got {list(size)}") from error
+
+    return checked
 
 
 def channel_reduce(features: Tensor, weight: Tensor, threshold: float | None = None) -> Tensor:
@@ -65,6 +89,7 @@ def back_step(pooled: Tensor, kernel: Tensor, selected: Tensor, theta: float, gr
     return _ops.back_step(pooled, kernel, selected, theta, groups)
 
 
+@_fits
 def spline_upsample(volume: Tensor, size: Sequence[int], order: int = 3) -> Tensor:
     """Resamples a volume on the align-corners grid with B-splines, mirrored at the ends.
 
@@ -122,6 +147,7 @@ def selective_relevance(
     return _ops.selective_relevance(volume, n_sigma, padding, sign, sigma_of, prescale, n_sigma_of)
 
 
+@_fits
 def saliency_tube(
     features: Tensor,
     weight: Tensor,
@@ -153,6 +179,7 @@ def saliency_tube(
     return out
 
 
+@_fits
 def selective_tube(
     features: Tensor,
     weight: Tensor,

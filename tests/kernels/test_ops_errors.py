@@ -21,6 +21,10 @@ def motion(**options):
     return ops.selective_tube(FEATURES, WEIGHT, SIZE, **options)
 
 
+def motion_of_size(size):
+    return ops.selective_tube(FEATURES, WEIGHT, size)
+
+
 ERRORS = [
     (
         lambda: ops.channel_reduce(FEATURES[0], WEIGHT),
@@ -108,6 +112,22 @@ ERRORS = [
     (
         lambda: tube(size=(2**40, 2**30, 2)),
         "saliency_tube: size must be a volume that 64 bits can address, got [1099511627776,",
+    ),
+    (
+        lambda: tube(size=(2**40, 2**18, 1)),
+        "saliency_tube: size must be a volume that memory can hold, got [1099511627776, 262144, 1]",
+    ),
+    (
+        lambda: motion_of_size((2**20, 2**20, 2**18)),
+        "selective_tube: size must be a volume that memory can hold, got [1048576,",
+    ),
+    (
+        lambda: ops.spline_upsample(VOLUME, (10**9, 10**5, 1)),
+        "spline_upsample: size must be a volume that memory can hold, got [1000000000, 100000, 1]",
+    ),
+    (
+        lambda: ops.spline_upsample(VOLUME, (2**63, 1, 1)),
+        "spline_upsample: size must be a volume that 64 bits can address, got [9223372036854775808, 1, 1]",
     ),
     (lambda: tube(order=2), "saliency_tube: order must be 1 or 3, got 2"),
     (lambda: tube(normalize="clips"), 'saliency_tube: normalize must be "clip", "frame" or "none", got "clips"'),

@@ -382,6 +382,10 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")  # a terminal may lack a character
     try:
         app(prog_name="clipsight")
+    except SystemExit:
+        if signals.received():  # perhaps while the arguments were read
+            sys.exit(signals.exit_code())
+        raise
     finally:
         try:
             sys.stdout.flush()
