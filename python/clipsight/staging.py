@@ -8,6 +8,7 @@ place next removes what a killed one left, and never what another one is writing
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ from pathlib import Path
 from .text import short_name
 
 LOCK = ".clipsight-lock"  # in a staging folder
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of which a write does not say where
 RUN_LOCK = ".clipsight-run"  # in a folder that one run fills
 
 _OWN: set[Path] = set()  # what this process is writing: a network file system may not tell its locks apart
@@ -45,8 +47,9 @@ def staging(target: str | os.PathLike, tidy: bool = True) -> Iterator[Path]:
     try:
         yield folder / target.name
     except OSError as error:
-        if error.filename is not None and os.fsdecode(error.filename).startswith(str(folder)):
-            error.filename = str(target)
+        where = error.filename
+        if error.errno in FULL if where is None else os.fsdecode(where).startswith(str(folder)):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     finally:
         _remove(folder)

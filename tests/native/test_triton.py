@@ -18,6 +18,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 from tritonclient.utils import np_to_triton_dtype
 
 import clipsight
+import networks
 from artifacts import HEADS
 from clipsight import triton
 from clipsight.manifest import LoadError
@@ -303,3 +304,12 @@ def test_missing_library_leaves_nothing(exported, tmp_path, monkeypatch):
     with pytest.raises(LoadError, match="onnxruntime is not there"):
         triton.write_repository(file, tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_label_is_one_line(tmp_path):
+    labels = ["cat", "two\nlines", "\x1b[2J", "", "a\u2028b"]
+    explained = clipsight.explain(networks.seeded(networks.ModulePool), clipsight.SaliencyTube(), networks.clip())
+    clipsight.export(explained, tmp_path / "x.pt", plugin=False, labels=labels)
+    model = triton.write_repository(tmp_path / "x.pt", tmp_path / "models")
+    lines = (model / "labels.txt").read_text().split("\n")
+    assert lines == ["cat", r"two\nlines", r"\x1b[2J", "", r"a\u2028b", ""]

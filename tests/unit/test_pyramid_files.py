@@ -143,6 +143,18 @@ def test_graphml_is_read_back_by_networkx(depth):
     assert read.graph["label"] == "put, down"
 
 
+def test_labels_are_no_markup(tmp_path):
+    """Nor mathematics, nor what XML forbids; and they are the same text in every file."""
+    label = "$x_{ <cat> & \x1b[31m\x00 \ud800 $"
+    shown = r"$x_{ <cat> & \x1b[31m\x00 \ud800 $"
+    read = networkx.parse_graphml(graph.to_graphml(by_hand(label=label)))
+    assert read.graph["label"] == shown
+    assert graph.compare_csv([by_hand(label=label)]).splitlines()[0] == f"depth,layer,channel,{shown}"
+    pictures.write_graph(tmp_path / "graph.svg", by_hand(label=label), subtitle=label)
+    drawn = [element.text for element in ElementTree.parse(tmp_path / "graph.svg").iter() if element.text]
+    assert drawn.count(shown) == 2
+
+
 def test_json_there_and_back():
     pyramid = by_hand()
     values = json.loads(json.dumps(graph.to_dict(pyramid, clip={"frames": [3, 18]})))

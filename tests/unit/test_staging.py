@@ -100,9 +100,10 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 
 
 def test_errors_are_about_the_file_that_was_asked_for(tmp_path):
-    with pytest.raises(OSError, match="No space") as caught, staging.whole_file(tmp_path / "x.json") as path:
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
-    assert caught.value.filename == str(tmp_path / "x.json")
+    for said in (False, True):
+        with pytest.raises(OSError, match="No space") as caught, staging.whole_file(tmp_path / "x.json") as path:
+            raise OSError(errno.ENOSPC, "No space left on device", *[str(path)] * said)
+        assert caught.value.filename == str(tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == []
 
 

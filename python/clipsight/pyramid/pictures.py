@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -170,7 +171,9 @@ def write_graph(path: str | os.PathLike, pyramid: Pyramid, subtitle: str = "", l
     note = _legend(rows, len(nodes), len(drawn), len(edges), limit)
     fig.text(0.12 / width, 0.53 / height, note, fontsize=8.5, color=FAINT, va="top", linespacing=1.5)
     # Text stays text, so that a kernel can be searched; the same pyramid gives the same bytes.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipsight"}), whole_file(path) as temporary:
+    options = {"svg.fonttype": "none", "svg.hashsalt": "clipsight"}
+    with matplotlib.rc_context(options), warnings.catch_warnings(), whole_file(path) as temporary:
+        warnings.filterwarnings("ignore", "Glyph")  # an SVG needs none of matplotlib's fonts
         fig.savefig(temporary, metadata={"Date": None} if temporary.suffix == ".svg" else None, dpi=150)
 
 
