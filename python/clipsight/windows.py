@@ -8,16 +8,24 @@ Sizes are `(height, width)` in pixels; maps stay at clip resolution until a fram
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import tempfile
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from .preprocessing import Preprocessing
 from .video import VideoError
+
+IN_MEMORY = 64 << 20
+"""Bytes of maps that are held without a file."""
 
 
 @dataclass(frozen=True)
@@ -166,29 +174,72 @@ def triangle(length: int) -> np.ndarray:
 class Track:
     """Maps of all sampled frames, blended from overlapping windows with triangular weights.
 
-    Holds one float32 array per sampled frame at clip resolution, nothing at source resolution.
+    Frames that no later window reaches are held as bytes, at clip resolution; of a long video in a temporary file.
+
+    Args:
+        folder: where that file goes; it has no name, and vanishes with the track. By default that of the system.
     """
 
-    def __init__(self) -> None:
-        self._sums: list[np.ndarray] = []
-        self._weights: list[float] = []
+    def __init__(self, folder: str | os.PathLike | None = None) -> None:
+        self._folder = Path(folder or tempfile.gettempdir())
+        self._done = tempfile.SpooledTemporaryFile(dir=folder)  # noqa: SIM115 - closed with the track
+        weakref.finalize(self, self._done.close)
+        self._count = 0  # frames in there
+        self._open: deque[np.ndarray] = deque()  # sums of those behind them
+        self._weights: deque[float] = deque()
+        self._range: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return self._count + len(self._open)
 
     def add(self, start: int, maps: np.ndarray) -> None:
-        """Adds the maps `[..., T, h, w]` of the window that starts at sampled frame `start`."""
+        """Adds the maps `[..., T, h, w]` of the window that starts at sampled frame `start`, in the order of starts.
+
+        Raises:
+            VideoError: the folder has no room for the maps.
+        """
+        while self._count < start:
+            self._close()
         maps = np.moveaxis(np.asarray(maps), -3, 0)
-        for index, (weight, map) in enumerate(zip(triangle(len(maps)), maps, strict=True), start):
-            if index == len(self._sums):
-                self._sums.append(np.zeros(map.shape, np.float32))
+        for index, (weight, map) in enumerate(zip(triangle(len(maps)), maps, strict=True), start - self._count):
+            if index == len(self._open):
+                self._open.append(np.zeros(map.shape, np.float32))
                 self._weights.append(0.0)
-            self._sums[index] += weight * map
+            self._open[index] += weight * map
             self._weights[index] += float(weight)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Blended maps `[..., h, w]` of one sampled frame."""
-        return self._sums[index] / np.float32(self._weights[index])
+        """Blended maps `[..., h, w]` of one sampled frame, to be read only."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"windows: a frame must be 0 to {len(self) - 1}, got {index}")
+        if index >= self._count:
+            index -= self._count
+            return self._open[index] / np.float32(self._weights[index])
+        like = self._open[0]
+        self._done.seek(index * like.nbytes)
+        return np.frombuffer(self._done.read(like.nbytes), np.float32).reshape(like.shape)
+
+    def _close(self) -> None:
+        """Moves the first open frame to the closed ones."""
+        map = self[self._count]
+        self._range = _wider(self._range, map)
+        try:
+            self._done.seek(0, os.SEEK_END)
+            self._done.write(map.tobytes())
+            if self._done.tell() > IN_MEMORY:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._done.rollover()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # of what could not be written before either
+                self._done.close()
+            each, number = map.nbytes / 1e6, self._count
+            raise VideoError(
+                f"windows: {self._folder} must have room for the maps, {each:.2f} MB for each frame that the network "
+                f"sees; it was full at frame {number} ({error})"
+            ) from error
+        self._count += 1
+        self._open.popleft()
+        self._weights.popleft()
 
     def at(self, source_frame: int, stride: int) -> np.ndarray:
         """Maps `[..., h, w]` of a source frame: linear in time between the sampled ones, constant after the last."""
@@ -200,9 +251,16 @@ class Track:
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
         """Smallest and largest value over the whole video, each `[...]` like one map without its h and w."""
-        low = np.min([self[i].min(axis=(-2, -1)) for i in range(len(self))], axis=0)
-        high = np.max([self[i].max(axis=(-2, -1)) for i in range(len(self))], axis=0)
-        return low, high
+        found = self._range
+        for index in range(self._count, len(self)):
+            found = _wider(found, self[index])
+        return found
+
+
+def _wider(found: tuple[np.ndarray, np.ndarray] | None, map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The range `found` that takes in a further map."""
+    low, high = map.min(axis=(-2, -1)), map.max(axis=(-2, -1))
+    return (low, high) if found is None else (np.minimum(found[0], low), np.maximum(found[1], high))
 
 
 def minmax(maps: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

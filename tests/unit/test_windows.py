@@ -1,5 +1,7 @@
 """Sliding windows and the way back to the source: positions, weights and values against slow, obvious versions."""
 
+import resource
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -220,6 +222,40 @@ def test_skipped_frames_are_interpolated_in_time():
     track.add(0, np.float32([0, 10, 40])[:, None, None] * np.ones((3, 2, 2), np.float32))
     expected = [0, 2.5, 5, 7.5, 10, 17.5, 25, 32.5, 40, 40, 40]  # stride 4; the last sampled frame stays
     assert [float(track.at(i, 4)[0, 0]) for i in range(11)] == expected
+
+
+def test_a_long_track_lies_in_a_file_and_is_the_same(tmp_path, monkeypatch):
+    rng, (length, step, count) = np.random.default_rng(3), (6, 2, 40)
+    starts = range(0, count - length + 1, step)
+    clips = {start: rng.normal(size=(2, length, 5, 4)).astype(np.float32) for start in starts}
+    sums, weights = np.zeros((count, 2, 5, 4), np.float32), np.zeros(count, np.float32)
+    for start, clip in clips.items():
+        sums[start : start + length] += triangle(length)[:, None, None, None] * clip.swapaxes(0, 1)
+        weights[start : start + length] += triangle(length)
+    expected = sums / weights[:, None, None, None]
+    for limit in (1 << 20, 1000):
+        monkeypatch.setattr("clipsight.windows.IN_MEMORY", limit)
+        folder = tmp_path / str(limit)
+        track = Track(folder)
+        for start, clip in clips.items():
+            track.add(start, clip)
+        assert len(track) == count
+        assert (np.stack([track[i] for i in range(count)]) == expected).all()
+        assert (track.range() == np.array([expected.min(axis=(0, 2, 3)), expected.max(axis=(0, 2, 3))])).all()
+        assert folder.exists() == (limit == 1000)
+        assert not folder.exists() or not [*folder.iterdir()], "nobody sees the file, and it goes with the track"
+
+
+def test_no_room_for_the_maps_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("clipsight.windows.IN_MEMORY", 1000)
+    track, most = Track(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    track.add(0, np.ones((1, 100, 50, 50), np.float32))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # beyond it writing fails, as on a full disk
+    try:
+        with pytest.raises(VideoError, match=f"windows: {tmp_path} must have room for the maps, 0.01 MB for each"):
+            track.add(99, np.ones((1, 100, 50, 50), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
 
 
 def test_range_spans_the_whole_video_per_map():

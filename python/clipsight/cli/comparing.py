@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import render
-from ..metrics import temporal_change
+from ..metrics.volumes import temporal_change, temporal_change_of
 from ..render import FAINT, INK, PAPER
 from ..text import printable
 from ..video import VideoReader, VideoWriter, write_picture
@@ -104,15 +105,15 @@ class Common:
         )
         return cls(frames, grid, region)
 
-    def volume(self, run: Run) -> np.ndarray:
-        """A network's relevance in the common frames and pixels, `[M, frames, rows, columns]`."""
+    def maps(self, run: Run, part: slice = slice(None)) -> Iterator[np.ndarray]:
+        """A network's relevance in the common frames, or a part of them, and pixels: `[M, rows, columns]` each."""
         geometry = _on_grid(run.geometry, self.grid)
         inside = tuple(
             slice(part.start - own.start, part.stop - own.start)
             for part, own in zip(self.region, geometry.region, strict=True)
         )
-        maps = (run.done.maps.at(index, run.stride)[0] for index in self.frames)
-        return np.stack([[geometry.to_region(map)[inside] for map in frame] for frame in maps], axis=1)
+        for index in self.frames[part]:
+            yield np.stack([geometry.to_region(map)[inside] for map in run.done.maps.at(index, run.stride)[0]])
 
     def measure(self, runs: Sequence[Run]) -> list[list[int]]:
         """Sets the temporal change of every run; returns the windows, `[first, last]` source frame.
@@ -123,9 +124,9 @@ class Common:
         spans = (np.searchsorted(self.frames, (a, b + 1)) for a, b in (w["frames"] for w in longest.done.windows))
         parts = [slice(*span) for span in spans if span[1] - span[0] >= 2]
         for run in runs:
-            volume = self.volume(run)
-            run.change = temporal_change(volume)
-            run.window_change = np.array([temporal_change(volume[:, part]) for part in parts]).reshape(-1, len(volume))
+            run.change = temporal_change_of(partial(self.maps, run))
+            changes = [temporal_change(np.stack([*self.maps(run, part)], axis=1)) for part in parts]
+            run.window_change = np.array(changes).reshape(-1, len(run.change))
         return [[self.frames[part.start], self.frames[part.stop - 1]] for part in parts]
 
     def source_region(self, source: tuple[int, int]) -> list[list[float]]:
@@ -168,7 +169,7 @@ def compare(
     runs = []
     for name, request, network in zip(_unique([n.name for n in networks]), requests, networks, strict=True):
         with _naming(name):
-            done = request.run(network, reader, bool(scaled), lambda n, name=name: progress(name, n))
+            done = request.run(network, reader, bool(scaled), out, lambda n, name=name: progress(name, n))
             runs.append(Run(name, network, done, Geometry.of(network.preprocessing, reader.size)))
     common = Common.of(runs)
     windows = common.measure(runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -89,9 +90,10 @@ def run_network(
     step: int | None = None,
     loop: bool = False,
     per_window: bool = False,
+    folder: Path | None = None,
     progress: Progress = lambda n: None,
 ) -> Explained:
-    """First pass over the video: windows through the network, maps blended.
+    """First pass over the video: windows through the network, maps blended; those of a long video lie in `folder`.
 
     Where `classes` asks for the k most probable ones, they are those of the whole video: if single windows predict
     others, a second round explains the same classes everywhere.
@@ -103,7 +105,8 @@ def run_network(
         and fixed not in (f"top{classes}", list(classes) if isinstance(classes, tuple) else None)
     ):
         raise CommandError(f"class: the file was exported with classes={fixed!r} and cannot explain others")
-    options = {"step": step, "loop": loop, "per_window": per_window or not network.raw, "progress": progress}
+    options = {"step": step, "loop": loop, "per_window": per_window or not network.raw}
+    options |= {"folder": folder, "progress": progress}
     if isinstance(classes, tuple) or fixed is not None:
         done = _one_round(network, reader, classes if fixed is None else None, **options)
         if None in done.classes:
@@ -112,6 +115,7 @@ def run_network(
         done = _one_round(network, reader, None, **options)
         top = tuple(int(i) for i in np.argsort(-done.probabilities, kind="stable")[:classes])
         if tuple(done.classes) != top:
+            del done  # and with it the first round's maps
             done = _one_round(network, reader, top, **options)
             done.notes.append("explained in a second round, for the classes of the whole video")
     if not network.raw and not per_window:
@@ -119,9 +123,11 @@ def run_network(
     return done
 
 
-def _one_round(network, reader: VideoReader, classes: tuple[int, ...] | None, *, step, loop, per_window, progress):
+def _one_round(
+    network, reader: VideoReader, classes: tuple[int, ...] | None, *, step, loop, per_window, folder, progress
+) -> Explained:
     stride, labels = network.preprocessing.stride, network.labels
-    track, probabilities, shares, windows, seconds = Track(), [], [], [], 0.0
+    track, probabilities, shares, windows, seconds = Track(folder), [], [], [], 0.0
     for window in sliding_windows(reader, network.preprocessing, step, loop, network.takes_frames):
         started = time.perf_counter()
         answer = network(window.clip, classes)
@@ -243,19 +249,26 @@ def _picture(renderer: render.Renderer, kind: str, frame: np.ndarray, relevance:
 def write_raw(path: Path, done: Explained, reader: VideoReader, network) -> None:
     """Blended maps as they left the network, with all that is needed to place them: see the names in the file."""
     geometry = Geometry.of(network.preprocessing, reader.size)
-    maps = np.stack([done.maps[i] for i in range(len(done.maps))], axis=2)
-    with whole_file(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            maps=maps[0],  # [M, S, h, w], S sampled frames
-            motion_mask=maps[1],
-            names=np.array(done.names),
-            low=done.low,
-            high=done.high,
-            source_frames=np.arange(len(done.maps)) * network.preprocessing.stride,
-            region=np.array([[s.start, s.stop] for s in geometry.region]),  # rows, columns of the source frame
-            source_size=np.array(reader.size),
-        )
+    count, (_, *shape) = len(done.maps), done.maps[0].shape
+    arrays = {
+        "names": np.array(done.names),
+        "low": done.low,
+        "high": done.high,
+        "source_frames": np.arange(count) * network.preprocessing.stride,
+        "region": np.array([[s.start, s.stop] for s in geometry.region]),  # rows, columns of the source frame
+        "source_size": np.array(reader.size),
+    }
+    header = {"descr": "<f4", "fortran_order": False, "shape": (shape[0], count, *shape[1:])}  # [M, S, h, w], S sampled
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        # As np.savez_compressed does, which wants each array as a whole.
+        for part, name in enumerate(("maps", "motion_mask")):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for map in range(shape[0]):
+                    file.writelines(done.maps[i][part, map].tobytes() for i in range(count))
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def write_json(path: Path, report: dict) -> None:

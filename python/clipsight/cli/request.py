@@ -118,10 +118,13 @@ class Request:
             raise CommandError(f"fps: must be {MIN_FPS} to {MAX_FPS} frames a second, got {self.fps}")
         return VideoReader(video, fps=self.fps, partial=self.partial)
 
-    def run(self, network, reader: VideoReader, per_window: bool, progress: Callable) -> explaining.Explained:
+    def run(
+        self, network, reader: VideoReader, per_window: bool, folder: Path, progress: Callable
+    ) -> explaining.Explained:
         """The first pass over a video; see `explaining.run_network`."""
         classes = explaining.choose_classes(list(self.classes), network.labels)
-        options = {"step": self.step, "loop": self.loop, "per_window": per_window, "progress": progress}
+        options = {"step": self.step, "loop": self.loop, "per_window": per_window}
+        options |= {"folder": folder, "progress": progress}
         return explaining.run_network(network, reader, classes, **options)
 
     def explain(self, network, reader: VideoReader, out: Path, progress: Progress = lambda *_: None) -> dict:
@@ -132,7 +135,7 @@ class Request:
         step = self.step or default_step(network.preprocessing.frames)
         windows = _estimate_windows(reader.frame_count, network.preprocessing, step)
         done = self.run(
-            network, reader, self.normalize == "window", lambda n: progress("network", n, max(windows or n, n))
+            network, reader, self.normalize == "window", out, lambda n: progress("network", n, max(windows or n, n))
         )
         draw_started = time.perf_counter()
         paths = explaining.draw(

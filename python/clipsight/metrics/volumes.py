@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -200,14 +200,26 @@ def temporal_change(relevance: np.ndarray) -> np.ndarray:
         ValueError: not three or more axes, an axis without entries, or a value that is NaN or infinite.
     """
     volume = _volume("temporal_change", "relevance", relevance)
-    largest = np.maximum(volume.max(_VOLUME).astype(np.float64), -volume.min(_VOLUME).astype(np.float64))
+    return temporal_change_of(lambda: np.moveaxis(volume, -3, 0))
+
+
+def temporal_change_of(frames: Callable[[], Iterable[np.ndarray]]) -> np.ndarray:
+    """`temporal_change` of a volume too long to hold: `frames()` gives its frames `[..., H, W]`, three times over."""
+    largest, count = np.float64(0), 0
+    for frame in frames():
+        frame = _volume("temporal_change", "relevance", np.asarray(frame)[..., None, :, :])
+        largest, count = np.maximum(largest, np.abs(frame, dtype=np.float64).max(_VOLUME)), count + 1
     scale = np.where(largest > 0, largest, 1)[..., None, None]  # keeps the squares away from overflow and underflow
-    variance = energy = np.zeros(volume.shape[:-3])
-    for row in np.moveaxis(volume, -2, 0):  # [..., T, W], one at a time: a long video in float64 is large
-        row = row / scale
-        energy = energy + np.square(row).mean(-2).sum(-1)
-        # The numerator is the variance over time. Taken about the first frame it is exactly 0 for a still map.
-        variance = variance + (row - row[..., :1, :]).var(-2).sum(-1)
+    # The numerator is the variance over time. Taken about the first frame it is exactly 0 for a still map.
+    first, total, squares = None, 0, 0
+    for frame in frames():
+        frame = frame / scale
+        first = frame if first is None else first
+        total, squares = total + (frame - first), squares + np.square(frame)
+    mean, spread = total / count, 0
+    for frame in frames():
+        spread = spread + np.square(frame / scale - first - mean)
+    variance, energy = (np.sum(sums / count, axis=_FRAME) for sums in (spread, squares))
     return np.minimum(variance / np.where(energy > 0, energy, 1), 1)
 
 
