@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -83,7 +84,7 @@ def export(
         The manifest that the file carries.
 
     Raises:
-        ExportError: the file cannot be made, or does not compute what the eager model computes.
+        ExportError: the file cannot be made or written, or does not compute what the eager model computes.
         FileNotFoundError, ValueError, TypeError: an argument does not fit.
     """
     path, plain = Path(path), None if plain is None else Path(plain)
@@ -155,15 +156,23 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         **facts,
     )
     with whole_file(path) as written:
-        format.save(artifact, written, manifest)
+        save = functools.partial(_save, format, artifact, path, written)
+        save(manifest)
         if precheck:
             begin("check", path)
             figures = getattr(format, "check", check_file)(program, written, example)
             if exact is not None:
                 figures["half_difference"] = half_difference(program, runtime.load(written), exact)
             manifest = dataclasses.replace(manifest, self_check=figures)
-            format.save(artifact, written, manifest)
+            save(manifest)
     return manifest
+
+
+def _save(format, artifact, path: Path, written: Path, manifest: Manifest) -> None:
+    try:
+        format.save(artifact, written, manifest)
+    except OSError as error:
+        raise ExportError(f"export: '{path}' could not be written: {error.strerror}") from error
 
 
 def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:

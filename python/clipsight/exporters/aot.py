@@ -14,6 +14,7 @@ the CPU has beyond that.
 from __future__ import annotations
 
 import contextlib
+import io
 import platform
 import tempfile
 import weakref
@@ -136,7 +137,9 @@ def _errors_said() -> Iterator[None]:
 def save(package: Package, path: Path, manifest: Manifest) -> None:
     from torch.export.pt2_archive._package import package_pt2
 
-    package_pt2(str(path), aoti_files=package.files, extra_files={EXTRA_FILE: manifest.to_json()})
+    archive = io.BytesIO()  # torch's own writing to a file aborts the process where the disk is full
+    package_pt2(archive, aoti_files=package.files, extra_files={EXTRA_FILE: manifest.to_json()})
+    path.write_bytes(archive.getbuffer())
 
 
 def open_models(path: Path, manifest: Manifest, device: str) -> Callable[..., list[Tensor]]:

@@ -6,6 +6,7 @@ TorchScript is deprecated in current torch, but it is the format that C++ servic
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterator
@@ -56,8 +57,10 @@ def convert(module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.jit.ScriptMo
 
 
 def save(module: torch.jit.ScriptModule, path: Path, manifest: Manifest) -> None:
+    archive = io.BytesIO()  # torch's own writing to a file aborts the process where the disk is full
     with quiet():
-        torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: manifest.to_json()})
+        torch.jit.save(module, archive, _extra_files={EXTRA_FILE: manifest.to_json()})
+    path.write_bytes(archive.getbuffer())
 
 
 class _Parts(nn.Module):
