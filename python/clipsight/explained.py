@@ -180,9 +180,9 @@ class ExplainedModel(nn.Module):
     def with_maps_of(self, dtype: str) -> ExplainedModel:
         """The same model with maps of another type, `"float32"`, `"float16"` or `"uint8"`; it shares the weights."""
         result = copy.copy(self)
+        result._graphs = self._graphs
         result.methods = tuple(m.with_maps_of(dtype) for m in self.methods)
         result.bound = tuple(m.with_maps_of(dtype) for m in self.bound)
-        result._sized = {}
         return result
 
     def describe(self) -> dict[str, Any]:
@@ -214,12 +214,8 @@ class ExplainedModel(nn.Module):
             self._like = {"dtype": probe.dtype, "device": probe.device}
         return result
 
-    def __deepcopy__(self, memo):
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_graphs", "_sized")}
-        copied.__dict__.update(copy.deepcopy(state, memo), _graphs={}, _sized={})
-        return copied
+    def __getstate__(self) -> dict[str, Any]:  # a copy, or another process, captures the graphs anew
+        return {**self.__dict__, "_graphs": {}, "_sized": {}}
 
 
 class SizedExplanation(nn.Module):
@@ -327,6 +323,9 @@ class SizedExplanation(nn.Module):
         """The network on other clips, for `Evidence`."""
         logits, _, _, *further = self.look(clip)
         return logits, self.tensors(further)
+
+    def __reduce__(self):
+        raise TypeError("explain: a model at one size cannot be pickled; pickle that of all sizes, and call `at` there")
 
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the captured network, at least in float32."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 
 import pytest
 import scipy.ndimage
@@ -12,6 +14,7 @@ from torch import nn
 import clipsight
 import networks
 from clipsight import AttachError, SaliencyTube, SelectiveRelevance, reference
+from helpers import assert_same
 
 RAW = SaliencyTube(normalize="none")
 
@@ -193,6 +196,23 @@ def test_weights_changed_later_and_copies_are_followed():
     assert half[0].dtype == torch.bfloat16
     assert half[1].dtype == torch.float32
     assert (half[1] - 2 * first).abs().max() < 0.05 * first.abs().max()
+
+
+@torch.no_grad()
+def test_an_explained_model_goes_to_other_processes():
+    """As a loader's worker receives it by pickle, or a file by `torch.save`; a graph of one size cannot go."""
+    heads = [SaliencyTube(), SelectiveRelevance(extras=["motion_share"]), clipsight.GradCAM(layer="body.2")]
+    heads += [clipsight.DeepTaylor(low=-3, high=3), clipsight.FeaturePyramid(depth=2)]
+    explained, x = explain(networks.seeded(networks.ModulePool), heads, "top2"), networks.clip(2)
+    expected, file = explained(x), io.BytesIO()
+    torch.save(explained, file)
+    file.seek(0)
+    for other in (pickle.loads(pickle.dumps(explained)), torch.load(file, weights_only=False)):
+        assert_same(other(x), expected)
+        assert other.output_meanings == explained.output_meanings
+    for to in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="a model at one size cannot be pickled; pickle that of all sizes"):
+            to(explained.at((8, 32, 32)))
 
 
 def test_constant_in_time_is_said():
