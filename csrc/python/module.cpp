@@ -26,7 +26,9 @@ namespace clipsight {
 namespace {
 
 using Sizes = std::vector<int64_t>;
-using FloatArray = py::array_t<float, py::array::c_style>;
+// What is not so already is copied: NumPy's own arrays may start at any byte.
+constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_, kPlain = py::array::c_style | kAligned;
+using FloatArray = py::array_t<float, kPlain>;
 
 Sizes shape_of(const py::array& a) { return Sizes(a.shape(), a.shape() + a.ndim()); }
 std::string dtype_of(const py::array& a) { return py::str(a.dtype()); }
@@ -51,20 +53,18 @@ DType float_dtype(const char* op, const char* name, const py::array& a, bool bfl
   return bfloat16 ? DType::bfloat16 : got == "float16" ? DType::float16 : DType::float32;
 }
 
-FloatArray channel_reduce_on(const char* op, const py::array& features, const py::array& weight,
+FloatArray channel_reduce_on(const char* op, const py::array& given, const py::array& weight,
                              std::optional<double> threshold, bool bfloat16, SimdLevel level) {
-  const ReduceShape shape = check_reduce(op, shape_of(features), shape_of(weight));
-  const DType dtype = float_dtype(op, "features", features, bfloat16);
+  const ReduceShape shape = check_reduce(op, shape_of(given), shape_of(weight));
+  const DType dtype = float_dtype(op, "features", given, bfloat16);
+  const py::array features = given.flags() & kAligned ? given : py::array::ensure(given, kPlain);
   const FloatArray weights = float_array(op, "weight", weight);
   Sizes strides;
   for (py::ssize_t axis = 0; axis < 5; ++axis) {
-    // A stride that is not a whole number of elements forces a copy.
-    const bool whole = features.strides(axis) % features.itemsize() == 0;
-    strides.push_back(whole ? features.strides(axis) / features.itemsize() : -1);
+    strides.push_back(features.strides(axis) / features.itemsize());
   }
   const FeatureStrides layout = feature_strides(shape_of(features), strides);
-  py::array source = features;
-  if (!layout.direct) source = py::module_::import("numpy").attr("ascontiguousarray")(features);
+  const py::array source = layout.direct ? features : py::array::ensure(features, kPlain);
 
   const auto [t, h, w] = shape.grid;
   FloatArray cam(Sizes{shape.batch, shape.maps, t, h, w});
@@ -89,7 +89,7 @@ py::tuple back_step(const py::array& pooled, const py::array& kernel, const py::
   const FloatArray activations = float_array(op, "pooled", pooled);
   const DType dtype = float_dtype(op, "kernel", kernel, bfloat16);
   if (dtype_of(selected) != "bool") fail(op, "selected", "must be bool", dtype_of(selected));
-  const py::array rows = py::array::ensure(kernel, py::array::c_style);
+  const py::array rows = py::array::ensure(kernel, kPlain);
   const auto wanted = py::array_t<bool, py::array::c_style>::ensure(selected);
   py::array_t<bool> edges(Sizes{shape.batch, shape.maps, shape.out_channels, shape.width});
   FloatArray multiplicity(Sizes{shape.batch, shape.maps, shape.groups * shape.width});
@@ -155,6 +155,7 @@ py::array output_array(const char* op, const char* name, const py::object& given
   const py::array array = given;
   check_out(op, name, shape, shape_of(array), dtype.c_str(), dtype_of(array).c_str(), (array.flags() & py::array::c_style) != 0);
   if (!array.writeable()) fail(op, name, "must be writeable", "a read-only array");
+  if (!(array.flags() & kAligned)) fail(op, name, "must be aligned to its elements", "one that starts between two");
   return array;
 }
 

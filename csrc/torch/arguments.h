@@ -5,6 +5,7 @@
 // register.cpp and register_cuda.cpp each name one and call register_ops.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -41,9 +42,16 @@ inline void check_device(const char* op, const char* argument, const Tensor& ten
   fail(op, argument, "must be on the device of the first argument, " + name_of(like.device()), name_of(tensor.device()));
 }
 
+inline bool is_aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % tensor.element_size() == 0;
+}
+
+/// A view of NumPy's memory may start between two elements: it is copied.
+inline Tensor aligned(const Tensor& tensor) { return is_aligned(tensor) ? tensor : torch::stable::clone(tensor); }
+
 inline Tensor float32_contiguous(const Tensor& tensor) {
   const bool is_float = tensor.scalar_type() == ScalarType::Float;
-  if (is_float && tensor.is_contiguous()) return tensor;  // the usual case: contiguous() would go through the dispatcher
+  if (is_float && tensor.is_contiguous()) return aligned(tensor);  // the usual case: no way through the dispatcher
   return torch::stable::contiguous(is_float ? tensor : torch::stable::to(tensor, ScalarType::Float));
 }
 
@@ -62,8 +70,9 @@ struct Reduction {
     float_dtype(op, "weight", weight);
     check_device(op, "weight", weight, features);
     tau = check_threshold(op, threshold);
-    strides = feature_strides(dims(features.sizes()), dims(features.strides()));
-    source = strides.direct ? features : torch::stable::contiguous(features);
+    source = aligned(features);
+    strides = feature_strides(dims(source.sizes()), dims(source.strides()));
+    if (!strides.direct) source = torch::stable::contiguous(source);
     rows = float32_contiguous(weight);
   }
 
@@ -222,6 +231,7 @@ std::tuple<Tensor, Tensor, Tensor> tube(const char* op, const TubeOptions& optio
     if (out == nullptr) return empty_like_with(options.features, expected, type);
     check_device(op, name, *out, options.features);
     check_out(op, name, expected, dims(out->sizes()), name_of(type), name_of(out->scalar_type()), out->is_contiguous());
+    if (!is_aligned(*out)) fail(op, name, "must be aligned to its elements", "one that starts between two");
     return *out;
   };
   const std::vector<int64_t> full{batch, maps, size.t, size.h, size.w};
@@ -298,7 +308,7 @@ std::tuple<Tensor, Tensor> back_step(const Tensor& pooled, const Tensor& kernel,
   if (selected.scalar_type() != ScalarType::Bool) fail(op, "selected", "must be bool", name_of(selected.scalar_type()));
   check_device(op, "kernel", kernel, pooled);
   check_device(op, "selected", selected, pooled);
-  const Tensor activations = float32_contiguous(pooled), rows = torch::stable::contiguous(kernel),
+  const Tensor activations = float32_contiguous(pooled), rows = aligned(torch::stable::contiguous(kernel)),
                wanted = torch::stable::contiguous(selected);
   Tensor edges = empty_like_with(pooled, {shape.batch, shape.maps, shape.out_channels, shape.width}, ScalarType::Bool);
   Tensor multiplicity =

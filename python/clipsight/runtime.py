@@ -163,7 +163,7 @@ class _TorchScript:
         torch = self.torch
         numpy = isinstance(inputs[0], np.ndarray)
         with torch.inference_mode(), self._threads():
-            tensors = [torch.from_numpy(np.ascontiguousarray(i)) if numpy else i for i in inputs]
+            tensors = [torch.from_numpy(np.require(i, requirements="CAW")) if numpy else i for i in inputs]
             results = self.module(*(tensor.to(self.device) for tensor in tensors))
         return tuple(r.cpu().numpy() for r in results) if numpy else tuple(results)
 
@@ -221,7 +221,8 @@ class _Onnx:
 
     def __call__(self, *inputs) -> tuple:
         if isinstance(inputs[0], np.ndarray):
-            return tuple(self.session.run(self.outputs, dict(zip(self.names, inputs, strict=True))))
+            arrays = [np.require(array, requirements="CA") for array in inputs]
+            return tuple(self.session.run(self.outputs, dict(zip(self.names, arrays, strict=True))))
         import torch
 
         arrays = [tensor.detach().cpu().numpy() for tensor in inputs]

@@ -14,7 +14,7 @@ import networks
 from artifacts import HEADS
 from clipsight import explain, load
 from clipsight.manifest import LoadError, read_manifest
-from helpers import run_python
+from helpers import run_python, unaligned
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -57,13 +57,34 @@ def test_numpy_and_torch_give_the_same(file, explained):
             torch.testing.assert_close(a, want, atol=1e-4, rtol=1e-4)
 
 
-def test_read_only_and_strided_numpy(file):
+def read_only(clip):
+    clip = clip.copy()
+    clip.setflags(write=False)
+    return clip
+
+
+LAYOUTS = {
+    "read-only": read_only,
+    "every second": lambda clip: read_only(np.repeat(clip, 2, axis=4))[..., ::2],
+    "backwards": lambda clip: clip[..., ::-1].copy()[..., ::-1],
+    "Fortran's order": np.asfortranarray,
+    "unaligned": unaligned,
+    "broadcast": lambda clip: np.broadcast_to(clip[:1], clip.shape),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numpy_arrays_as_they_lie_in_memory(file, layout):
     loaded = load(file)
-    clip = networks.clip(2).numpy()
-    strided = np.repeat(clip, 2, axis=4)[..., ::2]
-    strided.setflags(write=False)
-    for a, b in zip(loaded(clip), loaded(strided), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    clip = networks.clip(1).numpy().repeat(2, 0)
+    for a, b in zip(loaded(clip), loaded(LAYOUTS[layout](clip)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bytes_in_the_other_order_are_refused(file):
+    with pytest.raises(TypeError, match="load: clip must be float32, got >f4"):
+        load(file)(networks.clip().numpy().astype(">f4"))
 
 
 def test_threads_stay_as_they_were(files):

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from helpers import unaligned
+
 kernels = pytest.importorskip("clipsight._kernels", reason="the native module is not built")
 ndimage = pytest.importorskip("scipy.ndimage", reason="scipy is not installed")
 
@@ -137,6 +139,33 @@ def test_layouts_without_a_kernel_are_copied(level):
     x = normal(2, 6, 4, 3, 8)[:, ::2, ::2, :, ::-1]
     expected = np.einsum("mc,ncthw->nmthw", np.ones((1, 3)), x.astype(np.float64))
     np.testing.assert_allclose(kernels.channel_reduce(x, np.ones((1, 3), np.float32), level=level), expected, atol=1e-6)
+
+
+def read_only(x):
+    x = x.copy()
+    x.setflags(write=False)
+    return x
+
+
+@pytest.mark.parametrize("layout", [unaligned, read_only, np.asfortranarray, lambda x: x[::-1].copy()[::-1]])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_as_they_lie_in_memory(layout, dtype):
+    """`make sanitize` would see a value that is read from between two elements."""
+    x, keyword, _ = half_bits(normal(2, 5, 3, 4, 3), dtype)
+    last, weight, volume = np.moveaxis(x, 1, -1).copy(), normal(2, 3, 5, seed=1), normal(2, 4, 5, 6)
+    kernel, selected = x.reshape(6, -1)[:, :10].copy(), normal(2, 2, 6) > 0
+    for op, arguments, options in (
+        (kernels.channel_reduce, (x, weight), keyword),
+        (lambda x, *rest, **o: kernels.channel_reduce(np.moveaxis(x, -1, 1), *rest, **o), (last, weight), keyword),
+        (lambda *a, **o: kernels.selective_tube(*a, (5, 6, 7), **o), (x, weight), keyword),
+        (lambda v: kernels.spline_upsample(v, (5, 6, 7)), (volume,), {}),
+        (kernels.sobel_temporal, (volume,), {}),
+        (kernels.selective_relevance, (volume,), {}),
+        (lambda *a, **o: kernels.back_step(*a, 0.5, **o), (normal(2, 10), kernel, selected), keyword),
+    ):
+        expected, got = op(*arguments, **options), op(*map(layout, arguments), **options)
+        for a, b in zip(*(r if isinstance(r, tuple) else (r,) for r in (got, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # a copy is added up in another order
 
 
 @every_level
@@ -454,6 +483,16 @@ ERRORS = [
     ),
     (lambda: kernels.channel_reduce(FEATURES.astype("f8"), WEIGHT), "features must be float32 or float16, got float64"),
     (lambda: kernels.channel_reduce(FEATURES, WEIGHT.astype("f8")), "weight must be float32, got float64"),
+    (lambda: kernels.channel_reduce(FEATURES, WEIGHT.astype(">f4")), "weight must be float32, got >f4"),
+    (lambda: kernels.channel_reduce(FEATURES.astype(">f2"), WEIGHT), "features must be float32 or float16, got >f2"),
+    (
+        lambda: kernels.saliency_tube(FEATURES, WEIGHT, (4, 4, 4), out=unaligned(np.zeros((2, 1, 4, 4, 4), "f4"))),
+        "out must be aligned to its elements, got one that starts between two",
+    ),
+    (
+        lambda: kernels.channel_reduce(np.array(3, "f4"), WEIGHT),
+        r"features must have shape \[N, C, t, h, w\], got \[\]",
+    ),
     (lambda: kernels.channel_reduce(FEATURES, WEIGHT, np.nan), "threshold must be a number or None, got NaN"),
     (lambda: kernels.channel_reduce(FEATURES[:, :, :, :0], WEIGHT), "no empty axis but the batch"),
     (

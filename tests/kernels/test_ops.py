@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clipsight import ops, reference
+from helpers import unaligned
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 VOLUME = (-3, -2, -1)
@@ -55,7 +56,12 @@ def transposed(x):
     return x.mT.contiguous().mT
 
 
-LAYOUTS = [contiguous, channels_last, permuted, channel_slice, window, transposed]
+def off_by_a_byte(x):
+    """A view of NumPy's memory between its elements, for which torch has no bfloat16."""
+    return x if x.dtype == torch.bfloat16 else torch.from_numpy(unaligned(x.numpy()))
+
+
+LAYOUTS = [contiguous, channels_last, permuted, channel_slice, window, transposed, off_by_a_byte]
 GRIDS = [(2, 67, 3, 5, 7), (1, 1, 1, 1, 1), (3, 16, 1, 7, 4), (2, 5, 4, 1, 9), (0, 4, 2, 3, 3)]
 SIZES = {
     (3, 5, 7): (9, 23, 37),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,15 @@ def assert_same(got, expected) -> None:
     for a, b in zip(got, expected, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         assert torch.equal(a, b)
+
+
+def unaligned(array: np.ndarray) -> np.ndarray:
+    """The same values, one byte off."""
+    memory = np.empty(array.nbytes + 1, np.uint8)
+    moved = memory[1:].view(array.dtype).reshape(array.shape)
+    moved[:] = array
+    assert moved.flags.aligned == (array.size == 0 or array.itemsize == 1)
+    return moved
 
 
 def import_torchvision():
