@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-
 import pytest
 import torch
 
 from clipsight import ops
+from memory import FLAT, kept, libc
 
 FEW, MANY = 2_000, 20_000
-FLAT = 64 << 10  # bytes: FEW leaks of one short string each are more
-
-
-class Mallinfo2(ctypes.Structure):
-    _fields_ = [(f"field{i}", ctypes.c_size_t) for i in range(7)] + [("in_use", ctypes.c_size_t)]
-    _fields_ += [(f"more{i}", ctypes.c_size_t) for i in range(2)]
-
-
-@pytest.fixture(scope="module")
-def libc():
-    found = ctypes.CDLL(ctypes.util.find_library("c"))
-    if not hasattr(found, "mallinfo2"):
-        pytest.skip("the C library has no mallinfo2")
-    found.mallinfo2.restype = Mallinfo2
-    found.malloc.restype = ctypes.c_void_p
-    before = found.mallinfo2().in_use
-    found.malloc(FLAT)
-    if found.mallinfo2().in_use < before + FLAT:
-        pytest.skip("this process has another malloc than the C library's, as sanitizers bring")
-    return found
-
 
 F, W, V = torch.randn(1, 16, 2, 4, 4), torch.randn(1, 16), torch.randn(1, 4, 8, 9)
 TUBE, MOTION, SHARE = torch.empty(1, 1, 4, 8, 9), torch.empty(1, 1, 4, 8, 9), torch.empty(1, 1)
@@ -50,26 +27,16 @@ CALLS = {
 }
 
 
-def kept(libc, call, times: int) -> int:
-    """Bytes that stay in use."""
-    for _ in range(200):
-        call()
-    before = libc.mallinfo2().in_use
-    for _ in range(times):
-        call()
-    return libc.mallinfo2().in_use - before
-
-
 @pytest.mark.parametrize("times", [FEW, pytest.param(MANY, marks=pytest.mark.full)])
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
 @pytest.mark.parametrize("op", CALLS)
-def test_an_op_keeps_nothing(libc, op, mode, times):
+def test_an_op_keeps_nothing(op, mode, times):
     with mode():
-        assert kept(libc, CALLS[op], times) < FLAT
+        assert kept(CALLS[op], times) < FLAT
 
 
-def test_a_leak_would_be_seen(libc):
-    assert kept(libc, lambda: libc.malloc(32), FEW) >= FLAT
+def test_a_leak_would_be_seen():
+    assert kept(lambda: libc().malloc(32), FEW) >= FLAT
 
 
 def test_texts_arrive_whole():
