@@ -80,7 +80,7 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
         if not isinstance(value, list):
             raise ValueError(f"{source} must be a list of names, {{index: name}} or {{name: index}}, got {value!r:.60}")
         pairs = _pairs(value, source) if isinstance(value, _Pairs) else enumerate(value)
-    elif not text.strip():
+    elif not re.sub(rf"[\s{SEPARATORS}\"]", "", text):
         pairs = []
     else:
         pairs = _from_table(text, source) or _from_numbered(text, source) or _from_lines(text, source)
@@ -179,6 +179,8 @@ def _from_table(text: str, source: str) -> list[tuple[int, str]] | None:
             rows = table(text, separator)
         except csv.Error:
             continue
+        if not rows:
+            continue
         while all(len(row) > 1 and not row[-1].strip() for row in rows):
             rows = [row[:-1] for row in rows]
         rows = rows[1:] if all(_index(cell) is None for cell in rows[0]) else rows  # without a header
@@ -192,7 +194,7 @@ def _from_table(text: str, source: str) -> list[tuple[int, str]] | None:
             raise ValueError(f"{source} must have two columns, index and name, got {columns}")
         if odd := next((row for row in rows if row not in numbered[0 if first else -1]), None):
             raise ValueError(f"{source} must have an index in every line, got {separator.join(odd)!r:.60}; {_ADVICE}")
-        if first and last and any(_index(row[0]) != _index(row[-1]) for row in rows):
+        if first and last and any(row[0].strip() != row[-1].strip() for row in rows):
             raise ValueError(
                 f"{source} must have indices in one column, got them in both, such as {rows[0]}; {_ADVICE}"
             )

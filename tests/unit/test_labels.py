@@ -86,6 +86,7 @@ def test_lines_of_index_and_name(tmp_path):
     # Numbers that are part of the names.
     for names in (["2 hands", "clap"], ["100 m", "200 m", "400 m"], ["2 up", "2 down", "0 up"], ["take 2", "take 1"]):
         assert read("\n".join(names)) == tuple(names)
+    assert read("sep=;\n") == ("sep=;",)
     assert read("[noise]\n[silence]\n") == ("[noise]", "[silence]")
     assert read("lift, carry\ndrop, let go\n") == ("lift, carry", "drop, let go")
     assert read("action 0\naction 1\naction 2\n") == ("action 0", "action 1", "action 2")
@@ -96,6 +97,7 @@ REFUSED = {
     "white space alone": ("\n \n", "must name the classes"),
     "empty list": ("[]", "must name the classes"),
     "empty object": ("{}", "must name the classes"),
+    "empty cells alone": (',,\n"",;\n', "must name the classes"),
     "a gap": ("a\n\nb\n", "line 2 is empty"),
     "an empty line first": ("\na\nb\n", "line 1 is empty"),
     "an index that is missing": ("0,a\n1,b\n3,c\n", "none for 2"),
@@ -110,6 +112,7 @@ REFUSED = {
     "a row without a name": ("0,a\n1,\n", "an empty name for class 1"),
     "three columns": ("id,key,count\n0,take,10\n1,put,20\n", "two columns, index and name, got 3"),
     "the index in the middle": ("a,0,x\nb,1,y\n", "two columns"),
+    "both are numbers, alike": ("00,0\n01,1\n", "got them in both"),
     "both are numbers": ("0,1\n1,0\n", "got them in both"),
     "names of numbers alone": ("0 fingers\n1 fingers\n", "apart without the numbers.*JSON list"),
     "numbers behind the names": ("lift,0\nlift,1\n", "apart without the numbers"),
