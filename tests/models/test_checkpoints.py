@@ -225,7 +225,8 @@ def test_part_of_a_network_is_refused(tmp_path):
 
 def test_values_that_are_no_weights_are_refused(tmp_path):
     state = layouts.values("movers")
-    for value in (state["classifier.bias"].to(torch.int8), state["classifier.bias"].to_sparse()):
+    bias = state["classifier.bias"]
+    for value in (bias.to(torch.int8), bias.to(torch.complex64), bias.to_sparse(), bias.to("meta")):
         torch.save(state | {"classifier.bias": value}, tmp_path / "x.pth")
         with pytest.raises(ValueError, match=r"dense floating-point values as classifier\.bias, got torch"):
             models.load("movers", tmp_path / "x.pth")
@@ -251,7 +252,8 @@ def test_into_a_network_in_its_wrappers(tmp_path):
             assert torch.equal(target.body.weight, source.body.weight)
 
 
-def test_what_needs_code_is_left_out_where_the_network_does_not(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch", "old torch"])
+def test_what_needs_code_is_left_out_where_the_network_does_not(zipped, tmp_path):
     """Arguments, paths and numbers of NumPy lie beside the weights in most files; nothing of them is made or run."""
     state, mark = layouts.values("movers"), tmp_path / "it-ran"
     beside = {
@@ -261,7 +263,8 @@ def test_what_needs_code_is_left_out_where_the_network_does_not(tmp_path):
         "history": np.arange(3),
         "callback": _Call(mark),
     }
-    torch.save({"state_dict": layouts.prefixed(state, "model."), **beside}, tmp_path / "x.pth")
+    contents = {"state_dict": layouts.prefixed(state, "model."), **beside}
+    torch.save(contents, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     allowed = set(torch.serialization.get_safe_globals())
     loaded = models.load("movers", tmp_path / "x.pth")
     assert torch.equal(loaded.classifier.bias, state["classifier.bias"])

@@ -172,21 +172,26 @@ def _read_pickle(path: Path) -> tuple[object, tuple[str, ...]]:
     """The objects in a file of torch.save, and which functions and classes are left out of it."""
     try:
         code = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # another format than that of torch 1.6 and later
+    except Exception:  # the format before torch 1.6, which tells them one by one, and before it reads a tensor
         code = []
-    stand_ins = [(_StandInOfNumPy if name.startswith("numpy.") else _StandIn, name) for name in code]
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
-            warnings.simplefilter("ignore")  # about what the errors below say
-            return torch.load(path, map_location="cpu", weights_only=True), tuple(code)
-    except Exception as error:
-        wanted = _code_wanted(str(error), path) or next(iter(code), None)
-        if wanted:
-            raise ValueError(_refusal(path.name, wanted)) from error
-        kind = "it is a TorchScript program" if "TorchScript" in str(error) else "it is cut off or something else"
-        raise ValueError(
-            f"models.load: checkpoint {path.name} cannot be read: {kind}, expected .safetensors or a file of torch.save"
-        ) from error
+    while True:
+        stand_ins = [(_StandInOfNumPy if name.startswith("numpy.") else _StandIn, name) for name in code]
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+                warnings.simplefilter("ignore")  # about what the errors below say
+                return torch.load(path, map_location="cpu", weights_only=True), tuple(code)
+        except Exception as error:
+            wanted = _code_wanted(str(error), path)
+            if wanted and wanted not in code and len(code) < 100:
+                code.append(wanted)
+                continue
+            if code:
+                raise ValueError(_refusal(path.name, wanted or code[0])) from error
+            kind = "it is a TorchScript program" if "TorchScript" in str(error) else "it is cut off or something else"
+            raise ValueError(
+                f"models.load: checkpoint {path.name} cannot be read: {kind}, expected .safetensors or a file of "
+                "torch.save"
+            ) from error
 
 
 def _refusal(file: str, code: str) -> str:
@@ -201,7 +206,7 @@ def _code_wanted(message: str, path: Path) -> str | None:
     """The function or class that a pickle would call."""
     named = re.search(r"GLOBAL (\S+)", message)
     if named:
-        return named[1]
+        return named[1] if "." in named[1] else f"builtins.{named[1]}"
     with path.open("rb") as file:
         if file.read(1) != pickle.PROTO:  # an archive of torch.save, which torch has a message for; or no pickle
             return None

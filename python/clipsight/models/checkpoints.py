@@ -72,10 +72,11 @@ def load_fitted(model: nn.Module, state: Mapping[str, Tensor], file: str) -> Non
     """
     own = model.state_dict()
     for name, value in state.items():
-        if own[name].is_floating_point() and not (value.is_floating_point() and value.layout == torch.strided):
+        number = value.is_floating_point() or not own[name].is_floating_point()
+        if not number or value.layout != torch.strided or value.is_meta:
             raise ValueError(
                 f"models.load: checkpoint {file} must have dense floating-point values as {name}, "
-                f"got {value.dtype}, {value.layout}"
+                f"got {value.dtype}, {value.layout}, on {value.device}"
             )
     model.load_state_dict(state, strict=False)  # strict but for the counters
 
