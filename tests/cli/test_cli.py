@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from importlib.util import find_spec
 
 import numpy as np
@@ -17,7 +18,7 @@ from clipsight.cli import explaining
 from clipsight.cli.networks import Answer, CommandError, load_live
 from clipsight.preprocessing import Preprocessing
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
-from clipsight.video import VideoReader
+from clipsight.video import VideoReader, VideoWriter
 from helpers import run, succeed, write_video
 
 FACTORY = """
@@ -134,6 +135,24 @@ def test_short_and_cut_off_videos_on_request(truth, video, tmp_path, factory):
     result = json.loads((tmp_path / "b" / "result.json").read_text())
     assert 8 <= result["video"]["frames"] < 16
     assert any("cut off" in note for note in result["notes"])
+
+
+def test_variable_rate_keeps_its_times(truth, tmp_path, factory, monkeypatch):
+    """1 s at 8/s, then 2/s, in the videos and in the captions."""
+    starts = [Fraction(i, 8) if i < 8 else Fraction(i - 6, 2) for i in range(17)]
+    with VideoWriter(tmp_path / "phone.mp4", 10) as writer:
+        for frame, *span in zip(truth.frames[3], starts, starts[1:], strict=False):
+            writer.write(frame, span)
+    captions, draw = [], render.contact_sheet
+    monkeypatch.setattr(render, "contact_sheet", lambda *a, **k: captions.append(a[1:3]) or draw(*a, **k))
+    succeed("explain", "phone.mp4", "--model", factory, "--out", "a")
+    succeed("compare", "phone.mp4", "--models", f"{factory},movers", "--random-weights", "--out", "b")
+    for path in ("a/heat.mp4", "a/focus.mp4", "b/compare.mp4"):
+        reader = VideoReader(path)
+        assert np.abs(np.array([reader.span[0] for _ in reader], float) - np.array(starts[:16], float)).max() < 1e-3
+    for frames, times in captions:
+        assert np.allclose(np.array(times, float), np.array([starts[i] for i in frames], float), atol=1e-3)
+    assert len(captions) == 2
 
 
 def test_odd_size_says_what_was_padded(truth, tmp_path, factory):

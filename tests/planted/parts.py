@@ -87,8 +87,9 @@ PARTS = (
     ),
     _part(
         "video",
-        _package("video.py render.py text_files.py labels.py preprocessing.py windows.py many.py synthetic.py"),
-        "video render labels windows synthetic many cli compare cli_maps",
+        _package("video.py decoding.py containers.py render.py text_files.py labels.py preprocessing.py windows.py ")
+        + _package("many.py synthetic.py"),
+        "video video_files render labels windows synthetic many cli compare cli_maps",
     ),
     _part(
         "networks",

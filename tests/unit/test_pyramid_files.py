@@ -252,6 +252,7 @@ def test_tubes_are_the_overlays_at_the_rate_of_the_source(shot, tmp_path, monkey
 
     def keep(writer, picture, span):
         written.setdefault(writer.path, []).append(picture.astype(int))
+        assert span == (Fraction(len(written[writer.path]) - 1, 12), Fraction(len(written[writer.path]), 12))
         write(writer, picture, span)
 
     monkeypatch.setattr(VideoWriter, "write", keep)

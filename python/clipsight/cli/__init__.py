@@ -101,8 +101,8 @@ Labels = Annotated[
     Path | None, typer.Option(help="Class names: one a line in index order; or CSV or JSON that has the indices.")
 ]
 Loop = Annotated[bool, typer.Option("--loop", help="Repeat a video that is shorter than one clip.")]
-Partial = Annotated[bool, typer.Option("--partial", help="Use what is whole of a damaged video.")]
-Fps = Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames.")]
+Partial = Annotated[bool, typer.Option("--partial", help="Use what can be decoded of a damaged video.")]
+Fps = Annotated[float | None, typer.Option(help="Frame rate, for a folder of frames, or in place of a video's times.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of a network.")]
 NSigma = Annotated[
