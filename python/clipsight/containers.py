@@ -57,15 +57,16 @@ def missing_part(
             return None if _reaches(path, container, 0.5) else f"it should last {container.duration / 1e6:.1f} s"
         if "mp4" in name or name == "avi":
             # The promised number of frames is no sign: edit lists hide some, and empty packets repeat some.
-            frames = [entry for entry in stream.index_entries if entry.size]
+            frames = sum(1 for entry in stream.index_entries if entry.size)
             if "mp4" in name:
-                end = max([_end_of_fragments(data), *(entry.pos + entry.size for entry in frames)])
+                end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+                end = max(end, _end_of_fragments(data))
                 if end > size:
                     return f"its index names {end} bytes, there are {size}"
             else:
                 end = max(_ends_of_chunks(data), default=0)
-            if packets < len(frames):
-                return f"its index names {len(frames)} frames, there are {packets}"
+            if packets < frames:
+                return f"its index names {frames} frames, there are {packets}"
             if end <= size:
                 return None
     # Others only promise a number of frames, and round it.

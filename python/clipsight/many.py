@@ -81,7 +81,9 @@ def plan(videos: Iterable[str], out: Path, digest: str) -> list[Job]:
         path = Path(os.path.abspath(video))
         if not path.exists():
             raise ValueError(f"video: {video} does not exist")
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():  # what systems and editors hide there changes without the frames, or leads nowhere
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         key = hashlib.sha256(json.dumps([str(path), state, digest]).encode()).hexdigest()
         jobs[key] = Job(str(video), str(out / f"{short_name(path.stem)}-{key[:8]}"), key)

@@ -34,6 +34,12 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
     ) from error
 
 PICTURES = (".png", ".jpg", ".jpeg")
+SYSTEM_FILES = r"\._.*|\.DS_Store|Thumbs\.db|desktop\.ini"
+"""What macOS and Windows leave in folders that were looked at."""
+MP4_HEADS = (b"ftyp", b"wide", b"mdat", b"free", b"skip")
+"""Kinds of the first box of an MP4 or QuickTime file, at its byte 4."""
+OTHER_HEADS = (b"RIFF", b"\x1aE\xdf\xa3", b"GIF8", b"FLV\x01", b"\x89PNG", b"\xff\xd8\xff")
+"""First bytes of AVI, Matroska, GIF, FLV, PNG and JPEG."""
 FOLDER_FPS = 25
 """Frame rate of a folder of pictures, which carries none."""
 GIF_MAX_FPS = 50
@@ -132,8 +138,12 @@ class VideoReader:
             container, stream = open_film(self.path)
         except (av.FFmpegError, OSError) as error:
             with self.path.open("rb") as file:
-                is_mp4 = file.read(12)[4:8] == b"ftyp"
-            what = "is cut off: its index (moov), which stands at the end, is missing" if is_mp4 else "is not a video"
+                head = file.read(8)
+            what = "is not a video"
+            if head[4:] in MP4_HEADS:
+                what = "is cut off: its index (moov), which stands at the end, is missing"
+            elif head.startswith(OTHER_HEADS):
+                what = "is cut off or damaged: 0 frames could be decoded"
             raise VideoError(f"video: {self.path} {what} ({getattr(error, 'strerror', error)})") from error
         if stream is None:
             container.close()
@@ -344,7 +354,8 @@ def _gif_sink(writer: VideoWriter):
 @contextlib.contextmanager
 def _png_sink(writer: VideoWriter):
     target = writer.path
-    foreign = [p.name for p in target.iterdir() if not re.fullmatch(r"\d{6,}\.png", p.name)] if target.exists() else []
+    names = os.listdir(target) if target.exists() else []
+    foreign = [name for name in names if not re.fullmatch(rf"\d{{6,}}\.png|{SYSTEM_FILES}", name)]
     if foreign:
         raise VideoError(f"video: {target} must be a new folder or one of numbered PNG, got {foreign[0]} in it")
     with whole_folder(target) as temporary:

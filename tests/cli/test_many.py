@@ -111,6 +111,9 @@ def test_a_job_depends_on_the_video_and_the_digest(texts, tmp_path, monkeypatch)
     frames.mkdir()
     (frames / "0.png").write_bytes(b"x")
     folder = keys([str(frames)])
+    (frames / "._0.png").write_bytes(b"left by a system")
+    (frames / "2.png").symlink_to("gone.png")
+    assert keys([str(frames)]) == folder
     (frames / "1.png").write_bytes(b"y")
     assert keys([str(frames)]) != folder
 

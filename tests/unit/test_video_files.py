@@ -76,7 +76,7 @@ class Pipe(io.RawIOBase):
 
 def cut(path, at):
     data = path.read_bytes()
-    path.write_bytes(data[: at if at < 0 else int(len(data) * at)])
+    path.write_bytes(data[: at if isinstance(at, int) else int(len(data) * at)])
     return path
 
 
@@ -137,6 +137,29 @@ def test_live_recording_that_breaks_off(tmp_path, format, codec):
     path.write_bytes(pipe.data)
     assert count(path) == 40
     assert refused(cut(path, 0.6)) < 39
+
+
+@pytest.mark.parametrize("name, what", [("a.avi", r"0 frames"), ("a.mkv", "0 frames"), ("a.mov", "index .*missing")])
+def test_cut_off_before_the_first_frame(tmp_path, name, what):
+    with pytest.raises(VideoError, match=f"is cut off.*{what}"):
+        VideoReader(cut(encode(tmp_path / name, codec="mpeg4"), 100))
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
+@pytest.mark.parametrize("first, shift, frames", [(0, 0, 40), (15, 0, 20), (0, 13, 27)])
+def test_recording_that_was_trimmed_without_encoding(tmp_path, suffix, first, shift, frames):
+    """It starts between two key frames; or an MP4 hides the frames before its time 0."""
+    source = encode(tmp_path / "whole.mp4")
+    with av.open(str(source)) as whole, av.open(str(tmp_path / f"a.{suffix}"), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        earlier = int(Fraction(shift, 25) / whole.streams.video[0].time_base)
+        for index, packet in enumerate(whole.demux(video=0)):
+            if packet.size and index >= first:
+                packet.pts, packet.dts = packet.pts - earlier, packet.dts - earlier
+                packet.stream = stream
+                container.mux(packet)
+    read = count(tmp_path / f"a.{suffix}")
+    assert read == (frames if suffix == "mp4" or not shift else 40)
 
 
 @pytest.mark.parametrize("name, bytes_", [("a.mkv", 8), ("a.avi", 8), ("late.mp4", 0), ("fragments.mp4", 8)])
@@ -397,6 +420,16 @@ def test_folder_as_systems_and_editors_leave_it(tmp_path):
         (tmp_path / name).write_bytes(b"no picture")
     (tmp_path / "frame_3.png").mkdir()
     assert [int(frame[0, 0, 0]) for frame in VideoReader(tmp_path)] == [0, 10, 20, 30]
+
+
+def test_written_folder_that_was_looked_at_is_written_again(tmp_path):
+    for count_ in (3, 2):
+        with VideoWriter(tmp_path / "out", 25) as writer:
+            for index in range(count_):
+                writer.write(picture(index))
+        assert count(tmp_path / "out") == count_
+        for name in (".DS_Store", "._000000.png", "Thumbs.db"):
+            (tmp_path / "out" / name).write_bytes(b"no picture")
 
 
 def test_pictures_of_every_depth_upright_over_black(tmp_path):
