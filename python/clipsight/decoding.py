@@ -25,6 +25,8 @@ TO_SDR = (
     "ffmpeg -i IN -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,"
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
 )
+TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
+"""Display matrices of quarter turns, counter-clockwise."""
 PROBED_PACKETS = 250
 """How far a file with several streams is read to see which of them move."""
 DEMUXER_ERRORS = 100
@@ -120,7 +122,7 @@ class Clock:
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, fps: Fraction):
-        self.fps, self.tick = fps, stream.time_base
+        self.fps, self.tick = fps, Fraction(stream.time_base)
         self.origin = Fraction(container.start_time or 0, av.time_base)
         self.last: Fraction | None = None
 
@@ -178,7 +180,10 @@ def to_rgb(frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
 
 def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """The linear part of the display matrix: a pixel (x, y) is shown at (a x + c y, b x + d y)."""
-    stored = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        stored = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # beside it there is something that PyAV does not know, as the EXIF data of a JPEG: no mirroring
+        return TURNS[round(frame.rotation / 90) % 4]
     if stored is None:
         return 1, 0, 0, 1
     a, b, _, c, d = struct.unpack("5i", bytes(stored)[:20])

@@ -318,6 +318,17 @@ def test_turned_and_mirrored_cameras(tmp_path, turns, mirrored):
     assert reader.pixel_aspect == (Fraction(3, 4) if turns % 2 else Fraction(4, 3))
 
 
+@pytest.mark.parametrize("orientation, turns", [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_motion_jpeg_turned_by_its_exif_data(tmp_path, orientation, turns):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with (tmp_path / "a.mjpeg").open("wb") as file:
+        for index in range(3):
+            Image.fromarray(picture(index)).save(file, "JPEG", exif=exif, quality=98)
+    frames = np.stack(list(VideoReader(tmp_path / "a.mjpeg"))).astype(int)
+    assert np.abs(frames - np.stack([np.rot90(picture(index), turns) for index in range(3)])).mean() < 6
+
+
 # ---- Colors ---------------------------------------------------------------------------------------------------------
 
 RED = (208, 48, 16)
