@@ -28,6 +28,15 @@ def url(path: str | os.PathLike) -> str:
     return f"file:{os.path.abspath(path)}"
 
 
+def open_container(path: str | os.PathLike) -> av.container.InputContainer:
+    """A file opened to be read, whatever its name is and in whatever encoding its title.
+
+    Raises:
+        av.FFmpegError, OSError: not a video.
+    """
+    return av.open(url(path), container_options={"pattern_type": "none"}, metadata_errors="replace")
+
+
 def missing_part(
     path: Path, container: av.container.InputContainer, stream: av.VideoStream, packets: int
 ) -> str | None:
@@ -77,7 +86,7 @@ def missing_part(
 def _reaches(path: Path, container: av.container.InputContainer, tolerance: float | Fraction) -> bool:
     """Whether the packets of all streams last as long as the file says, to some seconds; True where it says nothing."""
     end = Fraction(0)
-    with contextlib.suppress(av.FFmpegError), av.open(url(path)) as again:
+    with contextlib.suppress(av.FFmpegError), open_container(path) as again:
         for packet in again.demux():
             if packet.size and packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)

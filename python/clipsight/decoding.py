@@ -14,7 +14,7 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
-from .containers import url
+from .containers import open_container
 
 COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 UNSPECIFIED = (2, 3)
@@ -41,10 +41,10 @@ def open_film(path: str | os.PathLike) -> tuple[av.container.InputContainer, av.
     Raises:
         av.FFmpegError, OSError: not a video.
     """
-    container = _open(path)
+    container = open_container(path)
     films = [stream for stream in container.streams.video if not stream.disposition & COVER and stream.codec_context]
     if len(films) > 1:
-        with _open(path) as probe:
+        with open_container(path) as probe:
             packets = itertools.islice(probe.demux(video=[*range(len(probe.streams.video))]), PROBED_PACKETS)
             counts = Counter(packet.stream_index for packet in packets if packet.size)
         films = [stream for stream in films if counts[stream.index] > 1] or films
@@ -52,10 +52,6 @@ def open_film(path: str | os.PathLike) -> tuple[av.container.InputContainer, av.
     if best in films:
         return container, best
     return container, max(films, key=lambda stream: stream.width * stream.height, default=None)
-
-
-def _open(path: str | os.PathLike) -> av.container.InputContainer:
-    return av.open(url(path), container_options={"pattern_type": "none"})
 
 
 class Decoder:

@@ -416,6 +416,18 @@ def test_names_are_taken_literally(tmp_path, monkeypatch, name):
     assert count(name) == 1
 
 
+def test_title_in_another_encoding(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "coffee"
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(0), format="rgb24")))
+        container.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes().replace(b"coffee", "caf\xe9 1".encode("latin-1")))
+    assert count(path) == 1
+
+
 def test_folder_as_systems_and_editors_leave_it(tmp_path):
     for index, name in enumerate(["Frame_1.PNG", "frame_2.png", "frame_10.png", "frame_11.Png"]):
         Image.fromarray(np.full((*SIZE, 3), 10 * index, np.uint8)).save(tmp_path / name)
