@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 
@@ -25,6 +26,8 @@ TO_SDR = (
     "ffmpeg -i IN -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable,"
     "zscale=t=bt709:m=bt709:r=tv,format=yuv420p OUT"
 )
+JUMP = 10
+"""More seconds than that between two frames are a jump, as for the program ffmpeg."""
 TURNS = ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))
 """Display matrices of quarter turns, counter-clockwise."""
 PROBED_PACKETS = 250
@@ -76,7 +79,7 @@ class Decoder:
             if packet.size:  # a decoder takes an empty packet for the end
                 self.packets += 1
                 self._started |= packet.is_keyframe
-                if packet.is_corrupt:
+                if packet.is_corrupt and self.container.format.name != "mpegts":  # there, also where recordings meet
                     self._note("a part of a frame is missing")
                 yield from self._decode(packet)
         yield from self._decode(None)
@@ -114,12 +117,14 @@ class Clock:
     """When each frame is shown, in seconds from the start of the file, from the time stamps of a stream.
 
     A stamp is rounded to whole ticks of the stream; within a tick of frame k of a constant rate it stands for k / fps.
-    A frame without a stamp, or with one that is not later than the last, comes 1 / fps after that.
+    A frame without a stamp, or with one that is not later than the last, comes 1 / fps after that; so does what follows
+    a jump in a format that allows for recordings in a row, as transport streams do.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, fps: Fraction):
         self.fps, self.tick = fps, Fraction(stream.time_base)
         self.origin = Fraction(container.start_time or 0, av.time_base)
+        self.may_jump = bool(container.format.flags & Flags.ts_discont.value)
         self.last: Fraction | None = None
 
     def span(self, frame: av.VideoFrame) -> tuple[Fraction, Fraction]:
@@ -131,8 +136,13 @@ class Clock:
             if abs(start) < 1 / self.fps:  # the sound may start a little earlier, by the delay of its codec
                 self.origin += start
                 start = Fraction(0)
-        elif start is None or start <= self.last:
-            start = self.last + 1 / self.fps
+        else:
+            next_one = self.last + 1 / self.fps
+            if self.may_jump and start is not None and abs(start - next_one) > JUMP:
+                self.origin += start - next_one
+                start = next_one
+            if start is None or start <= self.last:
+                start = next_one
         self.last = start = self._snap(start)
         return start, start + (self._snap((frame.duration or 0) * self.tick) or 1 / self.fps)
 

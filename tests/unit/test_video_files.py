@@ -257,6 +257,16 @@ def test_constant_rate_is_exact(tmp_path):
         assert reader.fps == (rate or 25)
 
 
+@pytest.mark.parametrize("later", [0, 25000])
+def test_transport_streams_in_a_row(tmp_path, later):
+    """Each has its own clock: the second may start again, or hours later."""
+    first = encode(tmp_path / "a.ts", 20)
+    second = encode(tmp_path / "b.ts", 20, stamps=range(later, later + 20))
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    reader = VideoReader(first)
+    assert [reader.span[0] for _ in reader] == [Fraction(index, 25) for index in range(40)]
+
+
 def test_picture_that_starts_after_the_sound(tmp_path):
     path = encode(tmp_path / "a.mp4", 10, stamps=range(20, 30), sound=1)
     reader = VideoReader(path)
