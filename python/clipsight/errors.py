@@ -31,8 +31,11 @@ def error_text(error: BaseException) -> str:
         return "out of memory" + (f" ({text})" if text else "") + "; a smaller --size takes less"
     if place := _in_user_code(error):
         return f"{printable(place)} raised {type(error).__name__}: {text}; --debug shows the traceback"
-    if error.__cause__ is not None and (place := _in_user_code(error.__cause__)):
-        return f"{text} ({printable(place).removesuffix(',')}; --debug shows the traceback)"
+    cause = error.__cause__
+    while cause is not None and "--debug" not in text:
+        if place := _in_user_code(cause):
+            return f"{text} ({printable(place).removesuffix(',')}; --debug shows the traceback)"
+        cause = cause.__cause__
     if isinstance(error, OSError) and error.errno and error.strerror:
         where = "" if error.filename is None else f"{printable(os.fsdecode(error.filename))}: "
         what = printable(error.strerror[:1].lower() + error.strerror[1:])

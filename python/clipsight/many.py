@@ -243,12 +243,16 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
 def _reach(address: str) -> None:
     """Ray itself would try for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not (separator and port.isdigit()):
-        return  # a word of Ray's own, such as "auto"
+    if address in ("auto", "local") or "://" in address.removeprefix("ray://"):
+        return  # words of Ray's own
+    if not (separator and port.isdecimal() and int(port) < 2**16):
+        raise ValueError(f"ray: the address must be HOST:PORT, such as 10.0.0.1:6379, or auto, got {address!r}")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ValueError(f"ray: the address must be that of a running cluster, got {address!r} ({error})") from error
+        raise ValueError(
+            f"ray: the address must be that of a running cluster, got {address!r} ({error.strerror or error})"
+        ) from error
 
 
 def _files(folder: Path) -> dict[str, int]:

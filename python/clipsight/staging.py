@@ -43,7 +43,10 @@ def staging(target: str | os.PathLike, tidy: bool = True) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     if tidy:
         remove_leftovers(target.parent)
-    folder, lock = _new_folder(target)
+    try:
+        folder, lock = _new_folder(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         yield folder / target.name
     except OSError as error:

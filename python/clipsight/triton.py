@@ -81,6 +81,13 @@ def model_folder(directory: str | os.PathLike, name: str) -> Path:
     return folder
 
 
+def check_batch_size(most: int) -> None:
+    """Raises ValueError where it is none that Triton's configuration can hold."""
+    if not 1 <= most < 2**31:
+        rule = "at least 1" if most < 1 else f"at most {2**31 - 1}"
+        raise ValueError(f"triton: max_batch_size must be {rule}, got {most}")
+
+
 def write_repository(
     file: str | os.PathLike, directory: str | os.PathLike, *, name: str | None = None, max_batch_size: int = 8
 ) -> Path:
@@ -105,10 +112,7 @@ def write_repository(
     check_kind("triton", file, manifest.kind)
     if manifest.kind not in PLATFORMS:
         raise ValueError(f"triton: the file must be of a kind in {list(PLATFORMS)}, got {manifest.kind!r} in '{file}'")
-    if max_batch_size < 1:
-        raise ValueError(f"triton: max_batch_size must be at least 1, got {max_batch_size}")
-    if max_batch_size > 2**31 - 1:
-        raise ValueError(f"triton: max_batch_size must be at most {2**31 - 1}, got {max_batch_size}")
+    check_batch_size(max_batch_size)
     folder = model_folder(directory, file.stem if name is None else name)
     libraries = plugin_libraries(manifest)
     with staging(folder) as model:

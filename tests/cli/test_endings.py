@@ -107,12 +107,13 @@ def test_labels_are_no_commands(video, nets):
 
 MODELS = {
     "a path": ("./nets_of_endings:Net", "got './nets_of_endings' and 'Net'"),
-    "a file": ("nets_of_endings.py:Net", "a module's name without a path (in its folder, nets_of_endings:Net)"),
+    "a file": ("nets_of_endings.py:Net", "two names without a path (in its folder, nets_of_endings:Net)"),
     "not there": ("nets_of_endings:Nets", "the module has no Nets; did you mean Net?"),
     "a function of something else": ("os:system", "must be callable without arguments, got one that needs command"),
     "a class that needs something": ("nets_of_endings:Needy", "got one that needs depth"),
     "a function that returns something else": ("os:getpid", "must return a torch.nn.Module, got int"),
-    "a module": ("torch:nn", "must be a network or a function that returns one, got module, not callable"),
+    "a module": ("torch:nn", "must be a network, or a class or function that makes one, got module, not callable"),
+    "a function that does not tell": ("builtins:type", "must be callable without arguments (type() takes"),
     "its own error": ("nets_of_endings:Bad", "nets_of_endings.py, line 21, in forward; --debug shows"),
     "its own import": ("broken:Net", "broken.py, line 1, in <module>, raised ModuleNotFoundError: No module named"),
     "its own syntax": ("half:f", "half.py, line 1, raised SyntaxError: invalid syntax"),

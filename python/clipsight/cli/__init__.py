@@ -269,11 +269,12 @@ def export(
 
     import clipsight
 
-    from ..triton import model_folder, write_repository
+    from ..triton import check_batch_size, model_folder, write_repository
     from .explaining import choose_classes
 
     if triton:  # an error now, not after the export
         check_folder(triton, "triton")
+        check_batch_size(max_batch_size)
         if out.suffix not in (".onnx", ".pt"):
             raise CommandError(f"triton: the file must be .onnx or .pt, got '{out.name}'")
         model_folder(triton, out.stem)

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .. import render
+from ..errors import error_text
 from ..metrics.volumes import temporal_change, temporal_change_of
 from ..render import FAINT, INK, PAPER
 from ..text import printable
@@ -146,7 +147,7 @@ def _naming(model: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise CommandError(f"{model}: {error}") from error
+        raise CommandError(f"{model}: {error_text(error)}") from error
 
 
 def compare(

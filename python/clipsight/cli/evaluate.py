@@ -193,7 +193,7 @@ def read_number(option: str, text: str, word: str) -> float | str:
     """`10/255` or `0.04` as a number; `word` as itself."""
     try:
         return text if text == word else float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise CommandError(f"{option}: must be a number such as 0.5 or 10/255, or {word}, got {text!r}") from None
 
 

@@ -262,12 +262,18 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     module = _find(spec)
     if not isinstance(module, torch.nn.Module):
         if not callable(module):
-            raise CommandError(f"model: {spec} must be a network or a function that returns one, got {_kind(module)}")
+            rule = f"model: {spec} must be a network, or a class or function that makes one"
+            raise CommandError(f"{rule}, got {type(module).__name__}, not callable")
         if needed := _needed(module):
             raise CommandError(f"model: {spec} must be callable without arguments, got one that needs {needed}")
-        module = module()
+        try:
+            module = module()
+        except TypeError as error:
+            if error.__traceback__.tb_next is not None:  # raised in there, not by the call
+                raise
+            raise CommandError(f"model: {spec} must be callable without arguments ({error})") from error
     if not isinstance(module, torch.nn.Module):
-        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {_kind(module)}")
+        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
     module = unwrapped(module)
     if checkpoint:
         checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
@@ -283,8 +289,8 @@ def _find(spec: str) -> object:
     is_path = where.endswith(".py") or not all(part.isidentifier() for part in where.split("."))
     if is_path or not name.isidentifier():
         stem = Path(where).name.removesuffix(".py")
-        hint = f" (in its folder, {stem}:{name or 'Net'})" if stem.isidentifier() else ""
-        raise CommandError(f"{rule}, a module's name without a path{hint}, got {where!r} and {name!r}")
+        hint = f" (in its folder, {stem}:{name})" if is_path and stem.isidentifier() and name.isidentifier() else ""
+        raise CommandError(f"{rule}, two names without a path{hint}, got {where!r} and {name!r}")
     sys.path.insert(0, os.getcwd())
     try:
         found = importlib.util.find_spec(where.partition(".")[0])
@@ -302,12 +308,6 @@ def _find(spec: str) -> object:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise CommandError(f"{rule}, but the module has no {name}{hint}")
     return getattr(module, name)
-
-
-def _kind(value: object) -> str:
-    return (
-        f"{type(value).__name__}, which is no network" if callable(value) else f"{type(value).__name__}, not callable"
-    )
 
 
 def _needed(factory: Callable) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -117,13 +118,13 @@ def _options(theta: float | None, depth: str | None, volumes: Volumes | None, ch
     """Those of `FeaturePyramid` that were given."""
     options: dict = {"theta": theta, "volumes": volumes and volumes.value}
     if depth is not None:
-        if depth != "all" and not depth.isdigit():
+        if not re.fullmatch("all|[0-9]{1,9}", depth):
             raise CommandError(f"depth: must be a number of layers, or all, got {depth!r}")
         options["depth"] = depth if depth == "all" else int(depth)
     if channel:
         pairs = [text.rpartition(":") for text in channel]
         for text, (name, _, index) in zip(channel, pairs, strict=True):
-            if not (name and index.isdigit()):
+            if not (name and re.fullmatch("[0-9]{1,9}", index)):
                 raise CommandError(f"channel: must be LAYER:INDEX, such as features.4.0:12, got {text!r}")
         options["volumes"] = options["volumes"] or "channel"
         if options["volumes"] not in ("channel", "feature"):

@@ -28,6 +28,7 @@ from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
 
 GRAPH_LIMIT = 300_000  # connections; more take minutes and gigabytes to write, and to read
+MOST_FRAMES = 2**31
 Classes = tuple[int, ...] | int  # or the k most probable ones
 
 
@@ -247,8 +248,9 @@ def find_clip(network, reader: VideoReader, classes: Classes, start: int | None,
         named = " and ".join(label_of(c, labels) for c in likely)
         how = f"of {len(starts)} windows the one where {named} {'is' if len(likely) == 1 else 'are'} most probable"
         how = how if len(starts) > 1 else "all that the network takes"
-    if start < 0:
-        raise CommandError(f"start: must be at least 0, got {start}")
+    if not 0 <= start <= MOST_FRAMES:
+        rule = "at least 0" if start < 0 else f"at most {MOST_FRAMES}"
+        raise CommandError(f"start: must be {rule}, got {start}")
     span = (preprocessing.frames - 1) * preprocessing.stride + 1
     with closing(iter(reader)) as decoding:
         timed = [(frame.copy(), reader.span) for frame in itertools.islice(decoding, start, start + span)]

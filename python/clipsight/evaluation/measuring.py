@@ -112,8 +112,9 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"evaluate: {name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         for name in ("repeats", "auc", "tolerance", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"evaluate: {name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= (value := getattr(self, name)) < 2**63:
+                rule = "at least 0" if value < 0 else "a number of 63 bits"
+                raise ValueError(f"evaluate: {name} must be {rule}, got {value}")
 
     @property
     def thresholds(self) -> tuple[float, ...]:
