@@ -99,8 +99,8 @@ PARTS = (
     ),
     _part(
         "commands",
-        _package("cli/* __main__.py demo.py doctor.py"),
-        "doctor cli cli_* compare evaluate evaluate_runs many",
+        _package("cli/* __main__.py demo.py doctor.py errors.py signals.py staging.py text.py"),
+        "staging text doctor cli endings cli_* compare evaluate evaluate_runs many",
     ),
 )
 
