@@ -26,6 +26,7 @@ from .video import VideoError
 
 IN_MEMORY = 64 << 20
 """Bytes of maps that are held without a file."""
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B (BT.601)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def to_clip(frames: Iterable[np.ndarray], preprocessing: Preprocessing) -> np.nd
         clip = clip[:, ::-1]
     mean, std = (np.float32(v).reshape(1, 3, 1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return np.ascontiguousarray((clip * np.float32(preprocessing.scale) - mean) / std)
+
+
+def to_gray(clip: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """What a network of one channel sees of a clip `[1, 3, T, h, w]`: the luma of its channels `[1, 1, T, h, w]`."""
+    weights = np.float32(LUMA if preprocessing.channel_order == "RGB" else LUMA[::-1])
+    return np.tensordot(weights, clip, (0, 1))[:, None]
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,17 @@ def test_exported_file_explains_like_the_live_network(video, tmp_path, factory, 
     assert shares[0] == pytest.approx(shares[1], abs=1e-3)
 
 
+def test_a_network_of_gray_clips_and_its_file(video, tmp_path, factory):
+    (tmp_path / "gray_net.py").write_text(FACTORY.replace("nn.Conv3d(3,", "nn.Conv3d(1,"))
+    succeed("export", "--model", "gray_net:Net", "--class", "input", "--raw-maps", "--out", "gray.onnx")
+    for model, out in (("gray_net:Net", "live"), ("gray.onnx", "file")):
+        succeed("explain", video, "--model", model, "--out", out, "--raw")
+    live, file = (np.load(tmp_path / out / "maps.npz")["maps"] for out in ("live", "file"))
+    assert np.abs(live - file).max() <= 1e-4 * np.ptp(live)
+    succeed("evaluate", video, "--model", "gray_net:Net", "--methods", "grad_cam", "--repeats", 0, "--out", "measured")
+    succeed("pyramid", video, "--model", "gray_net:Net", "--depth", "all", "--out", "pyramid")
+
+
 def test_torchvision_network_brings_its_preprocessing_and_labels(tmp_path):
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("av")
 pytest.importorskip("cv2")
+import cv2
 import torch
 
 from clipsight.preprocessing import Preprocessing
 from clipsight.video import VideoError
-from clipsight.windows import Geometry, Track, minmax, sliding_windows, to_clip, triangle
+from clipsight.windows import Geometry, Track, minmax, sliding_windows, to_clip, to_gray, triangle
 
 GEOMETRIES = {
     "kinetics": ((256, 340), (128, 171), (112, 112)),
@@ -275,3 +276,13 @@ def test_range_spans_the_whole_video_per_map():
 def test_constant_map_is_zero_not_nan(value):
     maps = np.full((1, 3, 4), value, np.float32)
     assert not minmax(maps, maps.min(axis=(1, 2)), maps.max(axis=(1, 2))).any()
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_a_gray_network_sees_the_luma(order):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
+    preprocessing = Preprocessing(frames=2, crop=(5, 6), scale=1.0, channel_order=order)
+    gray = to_gray(to_clip(frames, preprocessing), preprocessing)
+    assert (gray.shape, gray.dtype) == ((1, 1, 2, 5, 6), np.float32)
+    expected = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    assert np.abs(gray[0, 0] - expected).max() <= 0.51, "but for OpenCV's rounding"

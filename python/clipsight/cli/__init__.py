@@ -294,7 +294,7 @@ def export(
     chosen: object = "input" if classes == ["input"] else choose_classes(classes or [], names)
     if isinstance(chosen, int):
         chosen = "predicted" if chosen == 1 else f"top{chosen}"
-    example = torch.randn(1, 3, *live.preprocessing.size, generator=torch.Generator().manual_seed(0))
+    example = torch.randn(1, live.channels, *live.preprocessing.size, generator=torch.Generator().manual_seed(0))
     sizes = [live.preprocessing.size, *((live.preprocessing.frames, *other) for other in others)]
     with export_lines(live.name, sizes) as progress:
         progress("capture", out)

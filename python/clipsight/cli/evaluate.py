@@ -148,7 +148,7 @@ def evaluate(
     evaluator = None
     if not all(many.is_done(job) for job in jobs):
         with console.status("preparing the methods"):
-            evaluator = Evaluator(live.module, live.preprocessing, settings, device)
+            evaluator = Evaluator(live.module, live.preprocessing, settings, device, live.channels)
         check_classes(evaluator.num_classes, index, live.labels)
     measured, failed, skipped = {}, [], 0
     with progress_bars() as bars:

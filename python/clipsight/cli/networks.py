@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -22,6 +23,7 @@ from ..labels import as_labels
 from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
+from ..windows import to_gray
 
 MOST_THREADS, MOST_STRIDE = 4096, 10**6
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
@@ -49,6 +51,7 @@ class LiveModel:
     module: object  # torch.nn.Module
     preprocessing: Preprocessing
     labels: Sequence[str] | None
+    channels: int = 3  # 1: it sees gray
 
 
 class LiveNetwork:
@@ -63,7 +66,7 @@ class LiveNetwork:
         from .. import SelectiveRelevance
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
-        self._module, self._device = model.module.to(device), device
+        self._module, self._device, self._channels = model.module.to(device), device, model.channels
         self.map, self.feature = head.name, _feature_text(getattr(head, "channels", None))
         self.methods = [head, SelectiveRelevance(of=head, n_sigma=n_sigma, extras=("motion_share",))]
         self._explained: dict = {}
@@ -75,6 +78,7 @@ class LiveNetwork:
 
         from .. import explain
 
+        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
         tensor = torch.from_numpy(clip).to(self._device)
         if classes not in self._explained:
             chosen = "predicted" if classes is None else list(classes)
@@ -116,6 +120,7 @@ class ExportedNetwork:
         self.labels = manifest.labels
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         self.takes_frames = manifest.input.layout == "NTHWC"
+        self._is_gray = manifest.input.channels == 1 and not self.takes_frames
         names = manifest.output_names
         single = [m for m in self.methods if m["method"] in names and m.get("colours") != "raw"]
         if (head := next((m for m in single if m["method"] == (map or m["method"])), None)) is None:
@@ -134,6 +139,7 @@ class ExportedNetwork:
             given = (np.array([chosen], np.int64),) if self._takes_classes else ()
             return [np.asarray(output[0], np.float32) for output in self._loaded(clip, *given, **self._values)]
 
+        clip = to_gray(clip, self.preprocessing) if self._is_gray else clip
         outputs = run(classes or (0,))
         if classes is None and self._takes_classes:
             outputs = run((int(outputs[0].argmax()),))
@@ -207,7 +213,24 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
             f"got {spec!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
     live.module.eval()
-    return replace(live, preprocessing=_override(live.preprocessing, **overrides))
+    preprocessing = _override(live.preprocessing, **overrides)
+    return replace(live, preprocessing=preprocessing, channels=_channels_of(live.module, preprocessing.size))
+
+
+def _channels_of(module, size: tuple[int, int, int]) -> int:
+    """1 of a network that its first convolution and a trial show to take gray clips or frames, else 3."""
+    import torch
+    from torch import nn
+
+    first = next((layer for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d))), None)
+    if first is None or first.in_channels != 1:
+        return 3
+    clip = torch.zeros(1, 1, *size)
+    for example in (clip, clip[:, :, 0]):
+        with contextlib.suppress(Exception), torch.inference_mode():
+            module(example)
+            return 1
+    return 3
 
 
 def exported_preprocessing(path: str, manifest, **overrides) -> Preprocessing:

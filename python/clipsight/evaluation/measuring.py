@@ -17,7 +17,7 @@ from ..explained import ExplainedModel, explain
 from ..heads import METHODS, GradCAM, GuidedGradCAM, Head, SelectiveRelevance
 from ..preprocessing import Preprocessing
 from ..video import VideoReader
-from ..windows import Geometry, Window, sliding_windows, to_clip
+from ..windows import Geometry, Window, sliding_windows, to_clip, to_gray
 from .masks import Masks
 
 PAPER_METHODS = ("deep_taylor", "grad_cam", "guided_backprop", "guided_grad_cam")
@@ -152,13 +152,21 @@ class Evaluator:
         preprocessing: how it wants its frames.
         settings: what is measured.
         device: where it runs.
+        channels: of the network's clips; 1 for one that sees gray.
 
     Raises:
         ValueError, AttachError: a method cannot explain the network.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, settings: Settings, device: str = "cpu"):
-        self.preprocessing, self.settings = preprocessing, settings
+    def __init__(
+        self,
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        settings: Settings,
+        device: str = "cpu",
+        channels: int = 3,
+    ):
+        self.preprocessing, self.settings, self._channels = preprocessing, settings, channels
         self._model, self._device = model.to(device), device
         self.heads = settings.heads()
         heads = [
@@ -321,7 +329,8 @@ class Evaluator:
         return found
 
     def _explain(self, heads: Head | list[Head]) -> ExplainedModel:
-        return explain(self._model, heads, torch.zeros(1, 3, *self.preprocessing.size, device=self._device), "input")
+        clip = torch.zeros(1, self._channels, *self.preprocessing.size, device=self._device)
+        return explain(self._model, heads, clip, "input")
 
     def _clips(self, reader: VideoReader) -> Iterator[tuple[Window, np.ndarray]]:
         """Each window with the frames that the network sees of it, uint8 `[T, H, W, 3]`."""
@@ -332,7 +341,9 @@ class Evaluator:
             yield window, np.stack([geometry.crop_frame(frame) for frame in window.clip[0]])
 
     def _tensor(self, frames: np.ndarray) -> Tensor:
-        return torch.from_numpy(to_clip(frames, self.preprocessing)).to(self._device)
+        clip = to_clip(frames, self.preprocessing)
+        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
+        return torch.from_numpy(clip).to(self._device)
 
 
 def selective(head: Head, n_sigma: float, extras: tuple[str, ...] = ("motion_share",)) -> SelectiveRelevance:

@@ -270,7 +270,7 @@ def random_inputs(program: Program, size, batch: int, seed: int) -> dict[str, Te
     else:
         clip = blobs(size)
         if p is not None:
-            mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (p.mean, p.std))
+            mean, std = (torch.tensor(v).view(3, 1, 1, 1)[: explained.channels] for v in (p.mean, p.std))
             clip = (torch.sigmoid(clip) * 255 * p.scale - mean) / std
         inputs["clip"] = clip.to(like.device, explained.input_dtype)
     if program.classes_input:
