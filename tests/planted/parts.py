@@ -50,7 +50,7 @@ PARTS = (
     _part(
         "session",
         "csrc/session/* csrc/include/clipsight/session.h csrc/include/clipsight/clipsight.h",
-        "session_c session_cpp cpp_package",
+        "session_c session_cpp manifests cpp_package",
     ),
     _part(
         "heads",
@@ -66,9 +66,9 @@ PARTS = (
     ),
     _part(
         "exporters",
-        _package("exporters/* manifest.py triton.py"),
+        _package("exporters/* manifest.py manifest_text.py schema.py triton.py"),
         "onnx_simplify onnx_double export onnx_loop golden_python "
-        "export_options onnx_plugin runtime aot triton gradient_files export_* openvino models_onnx",
+        "export_options onnx_plugin manifests runtime aot triton gradient_files export_* openvino models_onnx",
     ),
     _part(
         "runtime",

@@ -6,6 +6,7 @@ import json
 import re
 import time
 import zipfile
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -55,6 +56,27 @@ class Explained:
         ):
             return self.names[index]
         return f"{self.names[index]}   {100 * self.probabilities[self.classes[index]]:.1f} %"
+
+
+class Rows:
+    """Rows of one length in one block of memory: a small array that stays from every window leaves the heap in pieces.
+
+    Args:
+        code: the type of the numbers, as `array` names it.
+    """
+
+    def __init__(self, code: str) -> None:
+        self._numbers, self._count = array(code), 0
+
+    def append(self, row: np.ndarray) -> np.ndarray:
+        """Returns the row."""
+        self._numbers.frombytes(row.astype(self._numbers.typecode).tobytes())
+        self._count += 1
+        return row
+
+    def all(self) -> np.ndarray:
+        """`[rows, length]`."""
+        return np.frombuffer(self._numbers, self._numbers.typecode).reshape(self._count, -1)
 
 
 def choose_classes(texts: list[str], labels: Sequence[str] | None) -> tuple[int, ...] | int:
@@ -127,7 +149,7 @@ def _one_round(
     network, reader: VideoReader, classes: tuple[int, ...] | None, *, step, loop, per_window, folder, progress
 ) -> Explained:
     stride, labels = network.preprocessing.stride, network.labels
-    track, probabilities, shares, windows, seconds = Track(folder), [], [], [], 0.0
+    track, probabilities, shares, windows, seconds = Track(folder), Rows("d"), Rows("f"), [], 0.0
     for window in sliding_windows(reader, network.preprocessing, step, loop, network.takes_frames):
         started = time.perf_counter()
         answer = network(window.clip, classes)
@@ -139,12 +161,11 @@ def _one_round(
         if per_window and network.raw:
             maps = minmax(maps, maps.min(axis=(-3, -2, -1))[:, None], maps.max(axis=(-3, -2, -1))[:, None])
         track.add(window.start, np.stack([maps, answer.motion])[:, :, : window.used])
-        probabilities.append(softmax(answer.logits))
         shares.append(answer.motion_share)
         windows.append(
             {
                 "frames": [window.start * stride, (window.start + window.used - 1) * stride],
-                "top": top_classes(probabilities[-1], labels),
+                "top": top_classes(probabilities.append(softmax(answer.logits)), labels),
                 "motion_share": numbers(answer.motion_share),
             }
         )
@@ -152,23 +173,22 @@ def _one_round(
     low, high = (limit[0] for limit in track.range())  # [relevance, mask] -> relevance
     if per_window:
         low, high = np.zeros_like(low), np.ones_like(high)
-    shown = list(classes or _classes_of_file(network.fixed_classes, probabilities))
-    mean = np.mean(probabilities, axis=0)
+    shown = list(classes or _classes_of_file(network.fixed_classes, probabilities.all()))
     return Explained(
         names=_map_names(shown, len(low), network.feature, labels),
         classes=shown,
         maps=track,
         low=low,
         high=high,
-        probabilities=mean,
-        motion_share=np.mean(shares, axis=0),
+        probabilities=np.mean(probabilities.all(), axis=0),
+        motion_share=np.mean(shares.all(), axis=0),
         windows=windows,
         frame_count=reader.decoded,
         network_seconds=seconds,
     )
 
 
-def _classes_of_file(fixed: list[int] | str | None, probabilities: list[np.ndarray]) -> list[int | None]:
+def _classes_of_file(fixed: list[int] | str | None, probabilities: np.ndarray) -> list[int | None]:
     """The classes that were shown without being asked for; `None` where the windows differ."""
     if isinstance(fixed, list):
         return fixed

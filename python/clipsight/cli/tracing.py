@@ -23,7 +23,7 @@ from ..staging import staging
 from ..text import printable
 from ..video import VideoReader
 from ..windows import Geometry, Window, sliding_windows, to_gray
-from .explaining import label_of, softmax, tail_of
+from .explaining import Rows, label_of, softmax, tail_of
 from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
 
@@ -242,13 +242,14 @@ def find_clip(network, reader: VideoReader, classes: Classes, start: int | None,
     cut = {"preprocessing": preprocessing, "loop": loop, "whole": network.takes_frames}
     wanted, how = _wanted(network.fixed_classes, classes), "from --start on"
     if start is None:
-        probabilities, starts = [], []
+        probabilities, starts = Rows("d"), []
         for window in sliding_windows(reader, **cut):
             probabilities.append(_probabilities(network, window))
             starts.append(window.start * preprocessing.stride)
-        wanted = wanted if isinstance(wanted, str) else _most_probable(wanted, np.mean(probabilities, axis=0))
-        likely = _most_probable(wanted, np.mean(probabilities, axis=0))
-        start = starts[int(np.argmax(np.array(probabilities)[:, likely].sum(1)))]
+        mean = np.mean(probabilities.all(), axis=0)
+        wanted = wanted if isinstance(wanted, str) else _most_probable(wanted, mean)
+        likely = _most_probable(wanted, mean)
+        start = starts[int(np.argmax(probabilities.all()[:, likely].sum(1)))]
         named = " and ".join(label_of(c, labels) for c in likely)
         how = f"of {len(starts)} windows the one where {named} {'is' if len(likely) == 1 else 'are'} most probable"
         how = how if len(starts) > 1 else "all that the network takes"
