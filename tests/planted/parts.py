@@ -87,7 +87,8 @@ PARTS = (
     ),
     _part(
         "video",
-        _package("video.py decoding.py containers.py render.py text_files.py labels.py preprocessing.py windows.py ")
+        _package("video.py decoding.py containers.py render.py text_files.py labels.py preprocessing.py windows.py")
+        + " "
         + _package("many.py synthetic.py"),
         "video video_files render labels windows synthetic many cli compare cli_maps",
     ),
