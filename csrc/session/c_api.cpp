@@ -162,14 +162,16 @@ int clipsight_open(const char* path, const clipsight_options* given, clipsight_s
     const clipsight_options none = CLIPSIGHT_OPTIONS;
     const clipsight_options& o = given ? *given : none;
     clipsight::Options options;
-    if (o.abi == CLIPSIGHT_ABI_VERSION) {  // else Session::open says what is wrong
+    // A program of version 2 has a shorter structure, without `kind`. Of others, Session::open says what is wrong.
+    const bool known = o.abi == CLIPSIGHT_ABI_VERSION || o.abi == 2;
+    if (known) {
       options.device = o.device ? o.device : "cpu";
       options.threads = o.threads;
       options.onnxruntime_library = text_or_empty(o.onnxruntime_library);
       options.plugin_library = text_or_empty(o.plugin_library);
-      options.kind = text_or_empty(o.kind);
+      if (o.abi > 2) options.kind = text_or_empty(o.kind);
     }
-    *session = handles().add(Session::open(path, options, o.abi));
+    *session = handles().add(Session::open(path, options, known ? CLIPSIGHT_ABI_VERSION : o.abi));
   });
 }
 

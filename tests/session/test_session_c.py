@@ -227,9 +227,14 @@ def test_the_kind_may_be_stated(files, tmp_path):
         CSession(renamed, onnxruntime_library(), kind=b"aot")
 
 
+def test_a_program_of_the_last_abi_has_no_kind(files, open_session):
+    assert_says(open_session("clip", abi=2, kind=ctypes.cast(1, c_char_p)), files["clip"])  # what lies behind is not read
+
+
 def test_bad_options(files, open_session):
-    with pytest.raises(CError, match=r"compiled with headers of ABI version 3.*, got 2"):
-        open_session("clip", abi=2)
+    for other in (1, 4):
+        with pytest.raises(CError, match=rf"compiled with headers of ABI version 3.*, got {other}"):
+            open_session("clip", abi=other)
     with pytest.raises(CError, match="device must be 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"):
         open_session("clip", device=b"tpu")
     with pytest.raises(CError, match="threads must be 0 or more, got -1"):
