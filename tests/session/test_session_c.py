@@ -228,7 +228,8 @@ def test_the_kind_may_be_stated(files, tmp_path):
 
 
 def test_a_program_of_the_last_abi_has_no_kind(files, open_session):
-    assert_says(open_session("clip", abi=2, kind=ctypes.cast(1, c_char_p)), files["clip"])  # what lies behind is not read
+    behind = ctypes.cast(1, c_char_p)  # of the structure, and not read
+    assert_says(open_session("clip", abi=2, kind=behind), files["clip"])
 
 
 def test_bad_options(files, open_session):
