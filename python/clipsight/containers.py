@@ -86,7 +86,7 @@ def missing_part(
 def _reaches(path: Path, container: av.container.InputContainer, tolerance: float | Fraction) -> bool:
     """Whether the packets of all streams last as long as the file says, to some seconds; True where it says nothing."""
     end = Fraction(0)
-    with contextlib.suppress(av.FFmpegError), open_container(path) as again:
+    with contextlib.suppress(av.FFmpegError, IndexError), open_container(path) as again:
         for packet in again.demux():
             if packet.size and packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)

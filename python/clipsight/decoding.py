@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import struct
@@ -47,9 +48,10 @@ def open_film(path: str | os.PathLike) -> tuple[av.container.InputContainer, av.
     container = open_container(path)
     films = [stream for stream in container.streams.video if not stream.disposition & COVER and stream.codec_context]
     if len(films) > 1:
-        with open_container(path) as probe:
-            packets = itertools.islice(probe.demux(video=[*range(len(probe.streams.video))]), PROBED_PACKETS)
-            counts = Counter(packet.stream_index for packet in packets if packet.size)
+        counts: Counter[int] = Counter()
+        with contextlib.suppress(av.FFmpegError, IndexError), open_container(path) as probe:
+            for packet in itertools.islice(probe.demux(probe.streams.video), PROBED_PACKETS):
+                counts[packet.stream_index] += packet.size > 0
         films = [stream for stream in films if counts[stream.index] > 1] or films
     best = container.streams.best("video")
     if best in films:
@@ -92,6 +94,8 @@ class Decoder:
                     errors = 0
                     yield packet
                 return
+            except IndexError:  # PyAV's, at the end of a file in which another stream turned up
+                return
             except av.FFmpegError as error:
                 self._started = True
                 self._note(error.strerror)
@@ -132,8 +136,8 @@ class Clock:
         stamp = frame.dts if frame.pts is None else frame.pts
         start = None if stamp is None else stamp * self.tick - self.origin
         if self.last is None:
-            start = start or Fraction(0)
-            if abs(start) < 1 / self.fps:  # the sound may start a little earlier, by the delay of its codec
+            start = max(start or Fraction(0), Fraction(0))
+            if start < 1 / self.fps:  # the sound may start a little earlier, by the delay of its codec
                 self.origin += start
                 start = Fraction(0)
         else:
