@@ -19,6 +19,8 @@ UNFINISHED = (0, 2**32 - 1)
 """Size of a RIFF chunk to which the recorder did not come back."""
 SEGMENT, CLUSTER, CHECK_SUM = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75", b"\xbf"
 """Elements of Matroska: all that follows the header; some seconds of frames; of what follows it in the same element."""
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+"""Marks the properties of a WMV file."""
 OPEN = (SEGMENT, CLUSTER)
 """Live recordings do not give their sizes."""
 
@@ -62,6 +64,9 @@ def missing_part(
             if end <= size or (container.duration and _reaches(path, container, half_a_frame)):
                 return None  # at most its index is missing
             return f"it should have {end} bytes, there are {size}"
+        if name == "asf":
+            end = _end_of_asf(data)
+            return f"it should have {end} bytes, there are {size}" if end > size else None
         if name == "flv":
             return None if _reaches(path, container, 0.5) else f"it should last {container.duration / 1e6:.1f} s"
         if "mp4" in name or name == "avi":
@@ -133,6 +138,14 @@ def _ends_of_chunks(data: mmap.mmap) -> Iterator[int]:
             return
         at += 8 + length + length % 2
         yield at
+
+
+def _end_of_asf(data: mmap.mmap) -> int:
+    """The size that a WMV says it has, 0 where it does not."""
+    at = data.find(ASF_PROPERTIES, 0, 1 << 16)
+    if at < 0 or data[at + 88 : at + 89] != b"\2":  # of its flags, that it can be sought in, and is no live stream
+        return 0
+    return int.from_bytes(data[at + 40 : at + 48], "little")
 
 
 def _end_of_elements(data: mmap.mmap) -> tuple[int, bool]:

@@ -118,6 +118,7 @@ CONTAINERS = {
     "a.gif": {"codec": "gif", "pix": "rgb8"},
     "a.mjpeg": {"codec": "mjpeg", "pix": "yuvj420p", "format": "mjpeg"},
     "a.flv": {"codec": "flv"},
+    "a.wmv": {"codec": "wmv2"},
     "a.apng": {"codec": "apng", "pix": "rgb24"},
 }
 
