@@ -18,6 +18,7 @@ ADVICE = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit with ulimit -n",
 }
+STACK = re.compile(r" (?=Exception raised from |frame #0: )")  # of C++, at the end of what torch says
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation")
 
 user_code: set[str] = set()
@@ -26,7 +27,7 @@ user_code: set[str] = set()
 
 def error_text(error: BaseException) -> str:
     """One printable line, which names no exception class, but for one of the user's own code, which it places there."""
-    text = printable(" ".join(str(error).split()))
+    text = printable(STACK.split(" ".join(str(error).split()))[0])
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
         return "out of memory" + (f" ({text})" if text else "") + "; a smaller --size takes less"
     if place := _in_user_code(error):

@@ -57,6 +57,7 @@ def video(tmp_path_factory):
 def nets(tmp_path, monkeypatch):
     (tmp_path / "nets_of_endings.py").write_text(NET)
     (tmp_path / "broken.py").write_text("import no_such_package\n")
+    (tmp_path / "program.py").write_text("raise SystemExit(2)")
     (tmp_path / "half.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "nets_of_endings", raising=False)
@@ -116,6 +117,7 @@ MODELS = {
     "a function that does not tell": ("builtins:type", "must be callable without arguments (type() takes"),
     "its own error": ("nets_of_endings:Bad", "nets_of_endings.py, line 21, in forward; --debug shows"),
     "its own import": ("broken:Net", "broken.py, line 1, in <module>, raised ModuleNotFoundError: No module named"),
+    "a program": ("program:Net", "that ends Python when it is imported: is it a program?"),
     "its own syntax": ("half:f", "half.py, line 1, raised SyntaxError: invalid syntax"),
 }
 OPTIONS = {

@@ -54,6 +54,7 @@ def test_errors_of_the_system():
     assert error_text(MemoryError()).startswith("out of memory; ")
     assert error_text(RuntimeError("DefaultCPUAllocator: can't allocate memory")).startswith("out of memory (Default")
     assert error_text(ValueError("size: must be\n HxW, got \x1b")) == r"size: must be HxW, got \x1b"
+    assert error_text(ValueError("too small\nException raised from f at g:3\nframe #0: h")) == "too small"
     assert error_text(KeyError("x")) == "'x'; --debug shows where"
     assert "Error" not in error_text(AssertionError())
 

@@ -314,18 +314,21 @@ def _find(spec: str) -> object:
         stem = Path(where).name.removesuffix(".py")
         hint = f" (in its folder, {stem}:{name})" if is_path and stem.isidentifier() and name.isidentifier() else ""
         raise CommandError(f"{rule}, two names without a path{hint}, got {where!r} and {name!r}")
-    sys.path.insert(0, os.getcwd())
+    top, here = where.partition(".")[0], os.getcwd()
+    sys.path.insert(0, here)
     try:
-        found = importlib.util.find_spec(where.partition(".")[0])
-        if found is not None:
+        found = importlib.util.find_spec(top)
+        if found is not None and top != "clipsight":
             user_code.update(map(os.path.realpath, found.submodule_search_locations or [found.origin or ""]))
         module = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise  # what is missing is something that it imports
         raise CommandError(f"{rule} ({error})") from error
+    except SystemExit as error:
+        raise CommandError(f"{rule}, got one that ends Python when it is imported: is it a program?") from error
     finally:
-        sys.path.remove(os.getcwd())
+        sys.path.remove(here)
     if not hasattr(module, name):
         near = difflib.get_close_matches(name, dir(module), 1)
         hint = f"; did you mean {near[0]}?" if near else ""
