@@ -76,7 +76,9 @@ def whole_folder(path: str | os.PathLike, tidy: bool = True) -> Iterator[Path]:
     with staging(path, tidy) as temporary:
         temporary.mkdir()
         yield temporary
-        if os.path.isdir(path):
+        if os.path.islink(path):
+            os.unlink(path)  # what it leads to is somebody else's
+        elif os.path.isdir(path):
             shutil.rmtree(path)
         os.replace(temporary, path)
 

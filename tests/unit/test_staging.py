@@ -83,7 +83,12 @@ def test_nothing_that_lies_in_wait_is_followed(tmp_path, monkeypatch):
         path.write_text("{}")
     assert list(victim.iterdir()) == []
     staging.remove_leftovers(tmp_path)
-    assert victim.exists()
+    (victim / "thesis.txt").touch()
+    (tmp_path / "y").symlink_to(victim)
+    with staging.whole_folder(tmp_path / "y") as path:
+        (path / "x").touch()
+    assert [p.name for p in (tmp_path / "y").iterdir()] == ["x"]
+    assert [p.name for p in victim.iterdir()] == ["thesis.txt"]
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):

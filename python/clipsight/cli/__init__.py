@@ -379,8 +379,10 @@ app.command()(one_line_errors(pyramid))
 
 def main() -> None:
     signals.stop_by_exception()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal may lack a character
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a terminal may lack a character
     try:
         app(prog_name="clipsight")
     except SystemExit:
