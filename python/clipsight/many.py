@@ -233,8 +233,8 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator:
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(address, **options)
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own, which ends the process
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put one of its own in its place
         yield ray
     finally:
         ray.shutdown()
