@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 
@@ -22,7 +23,9 @@ def _is_printable(character: str) -> bool:
 
 def short_name(text: str) -> str:
     """A text as (part of) the name of a file: printable, without `/`, and at most `LONGEST_NAME` bytes long."""
-    name = "".join(c if _is_printable(c) and c != "/" else "_" for c in text)
+    known = text.encode(sys.getfilesystemencoding(), errors="replace").decode(sys.getfilesystemencoding())
+    pairs = zip(text, known, strict=True)  # where the locale is ASCII, another character has become "?"
+    name = "".join(c if c == k and _is_printable(c) and c != "/" else "_" for c, k in pairs)
     return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -40,10 +41,12 @@ def test_file_names():
     assert all(len(name.encode()) <= LONGEST_NAME + 4 and name.isprintable() for name in long)
 
 
-def test_short_name():
+def test_short_name(monkeypatch):
     assert short_name("my holiday (1)") == "my holiday (1)"
     assert short_name("caf\udce9/\x1b") == "caf___"
     assert short_name("猫" * 400) == "猫" * (LONGEST_NAME // 3)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert short_name("naïve?") == "na_ve?"
 
 
 def test_errors_of_the_system():
