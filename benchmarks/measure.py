@@ -17,7 +17,9 @@ import clipsight
 from clipsight.onnx_runtime import session_options
 
 
-def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+def open_session(
+    model: Path | bytes, threads: int | None = None, spinning: bool = False
+) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session as the package opens them, but for its threads.
 
     They go on spinning after a run; here that would slow the other side's turn.
@@ -26,10 +28,10 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
         with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
             file.write(model)
             file.flush()
-            return open_session(Path(file.name))
+            return open_session(Path(file.name), threads, spinning)
     options = session_options(model)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return clipsight.onnx_session(model, options=options)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    return clipsight.onnx_session(model, threads=threads, options=options)
 
 
 def interleaved(ours: Callable, baseline: Callable, pairs: int = 40, warmup: int = 3) -> tuple[list, list]:

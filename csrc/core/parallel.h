@@ -2,7 +2,10 @@
 // torch, ONNX Runtime and NumPy callers each run the ranges on the pool they already have.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <thread>
 #include <type_traits>
 
 namespace clipsight {
@@ -20,13 +23,48 @@ class Parallel {
   /// Upper bound on the ranges that run at one time.
   virtual int threads() const = 0;
 
+  /// The same with a function of (begin, end). Small work stays on the calling thread for a while after the pool kept it
+  /// waiting once: where other programs use the cores, its threads come milliseconds late.
   template <class F>
   void for_range(int64_t count, int64_t grain, F&& f) const {
     if (count <= 0) return;
+    grain = std::max<int64_t>(grain, 1);
+    if (count <= grain || threads() == 1) return f(0, count);
+    const bool small = count / grain < kSmall;
+    if (small && alone() > 0) {
+      --alone();
+      return f(0, count);
+    }
     using Fn = std::remove_reference_t<F>;
+    struct Timed {
+      Fn* f;
+      std::thread::id caller;
+      Clock::duration own;
+    } timed{&f, std::this_thread::get_id(), Clock::duration::zero()};
+    const auto started = Clock::now();
     run(count, grain,
-        [](void* context, int64_t begin, int64_t end) { (*static_cast<Fn*>(context))(begin, end); },
-        const_cast<void*>(static_cast<const void*>(&f)));
+        [](void* context, int64_t begin, int64_t end) {
+          Timed& timed = *static_cast<Timed*>(context);
+          if (std::this_thread::get_id() != timed.caller) return (*timed.f)(begin, end);
+          const auto started = Clock::now();
+          (*timed.f)(begin, end);
+          timed.own += Clock::now() - started;
+        },
+        &timed);
+    const auto own = timed.own, waited = Clock::now() - started - own;
+    const bool took_part = own > Clock::duration::zero();  // as the caller does in the pools of torch and ONNX Runtime
+    if (small && took_part && waited > kLate) alone() = kCallsAlone;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::microseconds kLate{500};  // longer than it takes to wake a thread
+  static constexpr int64_t kSmall = 256;                  // grains, about half a millisecond
+  static constexpr int64_t kCallsAlone = 2048;            // about 500 ops, of which one may be late
+
+  static int64_t& alone() {
+    static thread_local int64_t calls = 0;
+    return calls;
   }
 };
 

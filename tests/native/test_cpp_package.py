@@ -279,6 +279,12 @@ def test_the_kernels_need_no_framework(threads, program, tmp_path):
         assert not torch.allclose(part, want.flatten() * 1.01, rtol=1e-4)
 
 
+def test_small_work_waits_for_a_late_pool_only_once(program):
+    """And tries it again after 2048 times: of 10000 that makes 4 more."""
+    done = subprocess.run([program("tests/programs/kernels/late")], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "10", "4"]
+
+
 @pytest.fixture
 def kernels_cuda(program):
     """A program over the CUDA kernels, built wherever they and the toolkit are; it runs the fused op on the GPU."""
