@@ -176,7 +176,7 @@ class VideoReader:
                     self.pixel_aspect = 1 / aspect if is_turned(frame) else aspect
                 try:
                     pixels = to_rgb(frame, reformatter)
-                except ValueError as error:
+                except (ValueError, av.FFmpegError) as error:
                     raise VideoError(f"video: {self.path} {error}") from error
                 decoded += 1
                 yield None, clock.span(frame), pixels
