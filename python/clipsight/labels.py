@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from .text_files import SEPARATORS, is_json, read_json, read_text, table
 
 _NUMBERED = re.compile(r"(-?\d+)(?:\s*[:.)=]\s*|\s+)(\S.*)")
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")  # in a manifest
 _HEADERS = ("class", "classes", "class name", "class_name", "category", "label", "labels", "name")
 _ADVICE = "where a number is part of a name, write a JSON list of the names"
 
@@ -32,8 +33,8 @@ def as_labels(
         source: begins the messages, for example `"export: labels"`.
 
     Raises:
-        ValueError: an index without a name, twice or out of range; an empty name, or one with control characters;
-            another number of names than K.
+        ValueError: an index without a name, twice or out of range; an empty name, or one with NUL or half of a
+            surrogate pair, in a file with any control character; another number of names than K.
         TypeError: something else than names.
     """
     if labels is None:
@@ -87,6 +88,8 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
     names = _by_index(list(pairs), source)
     if not names:
         raise ValueError(f"{source} must name the classes, got a file without names")
+    for index, name in enumerate(names):
+        _check_characters(name, index, source, _CONTROL)  # in a file they are signs of another layout
     return names
 
 
@@ -159,9 +162,13 @@ def _name(name: object, index: int, source: str) -> str:
     name = _unquoted(str.__str__(name))  # of a text that is a member of an enumeration its value
     if not name:
         raise ValueError(f"{source} must name every class, got an empty name for class {index}")
-    if _UNSAFE.search(name):
-        raise ValueError(f"{source} must have no control characters in a name, got {name!r} for class {index}")
+    _check_characters(name, index, source, _UNWRITABLE)
     return name
+
+
+def _check_characters(name: str, index: int, source: str, forbidden: re.Pattern) -> None:
+    if forbidden.search(name):
+        raise ValueError(f"{source} must have no control characters in a name, got {name!r} for class {index}")
 
 
 def _unquoted(name: str) -> str:

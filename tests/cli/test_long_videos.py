@@ -33,7 +33,7 @@ class Reader:
 
     def __iter__(self):
         for index in range(self.count):
-            self.decoded = index + 1
+            self.decoded, self.span = index + 1, (index / self.fps, (index + 1) / self.fps)
             yield np.full((SIDE, SIDE, 3), 5 * index % 251, np.uint8)
 
 

@@ -42,6 +42,7 @@ class Facts:
 
 def compiled():
     package = aot.Package()
+    package.folder.mkdir()
     weights = package.folder / "weights.so"
     weights.write_bytes(bytes(2 * ROOM))
     package.files["size0"] = [str(weights)]

@@ -307,9 +307,9 @@ def test_missing_library_leaves_nothing(exported, tmp_path, monkeypatch):
 
 
 def test_a_label_is_one_line(tmp_path):
-    labels = ["cat", "two\nlines", "\x1b[2J", "", "a\u2028b"]
+    labels = ["cat", "two\nlines", "\x1b[2J", "d", "a\u2028b"]
     explained = clipsight.explain(networks.seeded(networks.ModulePool), clipsight.SaliencyTube(), networks.clip())
     clipsight.export(explained, tmp_path / "x.pt", plugin=False, labels=labels)
     model = triton.write_repository(tmp_path / "x.pt", tmp_path / "models")
     lines = (model / "labels.txt").read_text().split("\n")
-    assert lines == ["cat", r"two\nlines", r"\x1b[2J", "", r"a\u2028b", ""]
+    assert lines == ["cat", r"two\nlines", r"\x1b[2J", "d", r"a\u2028b", ""]

@@ -218,7 +218,8 @@ def test_labels_in_python(tmp_path):
         ([0, 1, 2, 3, 4], TypeError, "must be text, got int 0 for class 0"),
         ([b"a"] * 5, TypeError, "got bytes b'a'"),
         (5, TypeError, "a list of names or a dict, got int"),
-        (["a\nb"] * 5, ValueError, r"no control characters in a name, got 'a\\nb'"),
+        (["a\0b"] * 5, ValueError, r"no control characters in a name, got 'a\\x00b'"),
+        (["a\ud800b"] * 5, ValueError, r"no control characters in a name, got 'a\\ud800b'"),
     ],
 )
 def test_what_is_no_label_in_python(labels, error, message):
