@@ -45,4 +45,8 @@ class Json {
   std::vector<std::string> names_;  // of an object's values
 };
 
+/// Holds a manifest against a schema. Throws std::invalid_argument: "the manifest's outputs[0].shape must have at most 8
+/// items, got 9".
+void check_schema(const Json& manifest, const Json& schema);
+
 }  // namespace clipsight

@@ -7,8 +7,8 @@
 #include <stdexcept>
 
 #include "json.h"
+#include "manifest_schema.h"
 #include "manifest_text.h"
-#include "schema.h"
 
 namespace clipsight {
 
@@ -149,8 +149,9 @@ void check_consistent(const Manifest& m) {
 }
 
 Manifest read_manifest(const Json& json) {
+  static const Json schema = Json::parse(kManifestSchema);
   check_version(json);
-  check_schema(json);
+  check_schema(json, schema);
   Manifest m;
   m.format_version = json.at("format_version").integer();
   m.kind = json.at("kind").string();

@@ -1,6 +1,6 @@
 """JSON from a file of a stranger: a strict reader, and what `manifest.schema.json` says of the values.
 
-csrc/session/json.cpp and schema.cpp are the same in C++; tests/files/test_manifests.py holds the two together.
+csrc/session/json.cpp is the same in C++; tests/files/test_manifests.py holds the two together.
 """
 
 from __future__ import annotations

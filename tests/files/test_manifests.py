@@ -134,6 +134,12 @@ def test_any_bytes(tmp_path_factory, noise, how, data):
     assert of_cpp(file) is not None or of_python(file) is None, of_python(file)
 
 
+def test_the_schema_is_one():
+    """CMake writes the text for C++ from the file for Python."""
+    header = Path(__file__).resolve().parents[2] / "csrc/session/manifest_schema.h"
+    assert header.read_text().partition('R"json(')[2].partition(')json"')[0] == SCHEMA.read_text()
+
+
 def test_what_is_written_can_be_read():
     """A figure that is not finite has no word in JSON."""
     read = Manifest.from_json(json.dumps(manifest()))
