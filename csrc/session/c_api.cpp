@@ -155,23 +155,25 @@ const char* clipsight_version(void) { return CLIPSIGHT_VERSION; }
 const char* clipsight_last_error(void) { return last_error.data(); }
 
 int clipsight_open(const char* path, const clipsight_options* given, clipsight_session* session) {
+  return clipsight_open_as("", path, given, session);
+}
+
+int clipsight_open_as(const char* kind, const char* path, const clipsight_options* given, clipsight_session* session) {
   return guarded([&] {
+    require("clipsight_open", "kind", kind);
     require("clipsight_open", "path", path);
     require("clipsight_open", "session", session);
     *session = 0;
     const clipsight_options none = CLIPSIGHT_OPTIONS;
     const clipsight_options& o = given ? *given : none;
     clipsight::Options options;
-    // A program of version 2 has a shorter structure, without `kind`. Of others, Session::open says what is wrong.
-    const bool known = o.abi == CLIPSIGHT_ABI_VERSION || o.abi == 2;
-    if (known) {
+    if (o.abi == CLIPSIGHT_ABI_VERSION) {  // else Session::open_as says what is wrong
       options.device = o.device ? o.device : "cpu";
       options.threads = o.threads;
       options.onnxruntime_library = text_or_empty(o.onnxruntime_library);
       options.plugin_library = text_or_empty(o.plugin_library);
-      if (o.abi > 2) options.kind = text_or_empty(o.kind);
     }
-    *session = handles().add(Session::open(path, options, known ? CLIPSIGHT_ABI_VERSION : o.abi));
+    *session = handles().add(Session::open_as(kind, path, options, o.abi));
   });
 }
 

@@ -55,11 +55,11 @@ void check_kind(const std::string& path, const std::string& kind, const std::str
   const auto known = kinds.find(std::filesystem::path(path).extension().string());
   const std::string expected = !stated.empty() ? stated : known != kinds.end() ? known->second : "onnx";
   if (kind == expected) return;
-  const std::string by = !stated.empty()        ? "Options::kind"
+  const std::string by = !stated.empty()        ? "what open_as was told"
                          : known != kinds.end() ? "its suffix '" + known->first + "'"
                                                 : "a suffix that no export has";
   throw Error("open: '" + path + "' must be of the kind '" + expected + "' by " + by + ", got '" + kind +
-              "'; a file that may run code is opened under its own suffix, or with Options::kind where you trust it");
+              "'; a file that may run code is opened under its own suffix, or with open_as where you trust it");
 }
 
 /// A logit of any floating type.
@@ -115,6 +115,10 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 Session Session::open(const std::string& path, const Options& options, int abi) {
+  return open_as("", path, options, abi);
+}
+
+Session Session::open_as(const std::string& kind, const std::string& path, const Options& options, int abi) {
   if (abi != CLIPSIGHT_ABI_VERSION) {
     throw Error("open: the program must be compiled with headers of ABI version " +
                 std::to_string(CLIPSIGHT_ABI_VERSION) + ", that of libclipsight.so " CLIPSIGHT_VERSION ", got " +
@@ -124,7 +128,7 @@ Session Session::open(const std::string& path, const Options& options, int abi) 
   auto state = std::make_unique<State>();
   state->device = parse_device(options.device);
   state->manifest = Manifest::read(path);
-  check_kind(path, state->manifest.kind, options.kind);
+  check_kind(path, state->manifest.kind, kind);
   const BackendFactory factory = factory_of(path, state->manifest.kind);
   check_plugin_version(state->manifest);
   state->backend = factory(path, state->manifest, options);

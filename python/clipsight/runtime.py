@@ -43,24 +43,28 @@ def load(path: str | os.PathLike, device: str = "cpu", threads: int | None = Non
     if threads is not None and threads < 1:
         raise ValueError(f"load: threads must be at least 1, got {threads}")
     check_kind("load", path, manifest.kind, kind)
-    return Loaded(manifest, _RUNTIMES[manifest.kind](Path(path), manifest, device, threads))
+    run = _RUNTIMES[manifest.kind](Path(path), manifest, device, threads)
+    return Loaded(manifest, run, (os.path.abspath(path), device, threads, manifest.kind))
 
 
 class Loaded:
     """An exported file, ready to run.
 
     NumPy arrays in, NumPy arrays out; torch tensors in, torch tensors out. A call returns a tuple in the order of
-    `output_names`.
+    `output_names`. A pickle or a copy of it opens the file again.
 
     Attributes:
         manifest: what the file says about itself.
         output_names: names of the returned arrays.
     """
 
-    def __init__(self, manifest: Manifest, run) -> None:
+    def __init__(self, manifest: Manifest, run, opened: tuple) -> None:
         self.manifest = manifest
         self.output_names = manifest.output_names
-        self._run = run
+        self._run, self._opened = run, opened
+
+    def __reduce__(self):
+        return load, self._opened
 
     def __call__(self, clip, classes=None, *, explain=None, tau=None, n_sigma=None) -> tuple:
         """Runs the file on a batch.

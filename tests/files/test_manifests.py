@@ -35,8 +35,9 @@ def of_python(path) -> str | None:
 def of_cpp(path) -> str | None:
     library = load_library()
     session = c_uint64()
-    options = Options(ABI, 0, b"cpu", b"", b"", b"onnx")  # any kind but this is refused after the manifest was read
-    assert library.clipsight_open(str(path).encode(), byref(options), byref(session)) == 1  # no shell has a graph
+    options = Options(ABI, 0, b"cpu", b"", b"")
+    # Any kind but this is refused after the manifest was read, and no shell has a graph.
+    assert library.clipsight_open_as(b"onnx", str(path).encode(), byref(options), byref(session)) == 1
     message = library.clipsight_last_error().decode()
     of_the_manifest = ("the manifest", "must be a whole file")
     return message if any(text in message for text in of_the_manifest) else None

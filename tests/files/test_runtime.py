@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 import zipfile
 
 import numpy as np
@@ -55,6 +57,16 @@ def test_numpy_and_torch_give_the_same(file, explained):
         np.testing.assert_array_equal(a.numpy(), b)
         if name != "motion":  # a voxel on the threshold may fall on either side
             torch.testing.assert_close(a, want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_copy_opens_the_file_again(file, tmp_path, monkeypatch):
+    clip = networks.clip(2).numpy()
+    loaded = load(file, threads=1)
+    monkeypatch.chdir(tmp_path)  # the path does not hang on the folder
+    for copied in (pickle.loads(pickle.dumps(loaded)), copy.deepcopy(loaded)):
+        assert copied.manifest == loaded.manifest
+        for one, other in zip(copied(clip), loaded(clip), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def read_only(clip):

@@ -83,8 +83,8 @@ def test_wrong_inputs(small, session):
         "labels": "top_classes: labels must be one for each of 5 classes, got 1",
         "sample": "top_classes: sample must be below 1, got 7",
         "moved": "run: session must be an open one, got one that was moved from",
-        "abi": "open: the program must be compiled with headers of ABI version 3, "
-        f"that of libclipsight.so {clipsight.__version__}, got 4",
+        "abi": "open: the program must be compiled with headers of ABI version 2, "
+        f"that of libclipsight.so {clipsight.__version__}, got 3",
         "device name": "open: device must be 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'",
     }
 

@@ -13,12 +13,12 @@ from clipsight.manifest import LoadError
 
 DTYPES = ["float32", "float16", "bfloat16", "uint8", "int64", "bool", "float64"]
 MAX_RANK = 8
-ABI = 3
+ABI = 2
 
 
 class Options(Structure):
     _fields_ = [("abi", c_int), ("threads", c_int)] + [
-        (name, c_char_p) for name in ("device", "onnxruntime_library", "plugin_library", "kind")
+        (name, c_char_p) for name in ("device", "onnxruntime_library", "plugin_library")
     ]
 
 
@@ -63,6 +63,7 @@ def load_library() -> ctypes.CDLL:
     session, tensors, size = c_uint64, POINTER(Tensor), c_size_t
     signatures = {
         "open": [c_char_p, POINTER(Options), POINTER(session)],
+        "open_as": [c_char_p, c_char_p, POINTER(Options), POINTER(session)],
         "close": [session],
         "manifest": [session, POINTER(c_char_p)],
         "counts": [session, POINTER(size), POINTER(size), POINTER(size)],
@@ -82,13 +83,14 @@ def load_library() -> ctypes.CDLL:
 class CSession:
     """One handle; a failing call raises CError with the library's message."""
 
-    def __init__(self, path, runtime, plugin: str = "", threads: int = 0, **options) -> None:
+    def __init__(self, path, runtime, plugin: str = "", threads: int = 0, kind: str | None = None, **options) -> None:
         self.library = load_library()
         self.handle = c_uint64()
         self.options = Options(ABI, threads, None, str(runtime).encode(), plugin.encode())
         for name, value in options.items():
             setattr(self.options, name, value)
-        self.call("open", str(path).encode(), byref(self.options), byref(self.handle), handle=False)
+        named = ["open"] if kind is None else ["open_as", kind.encode()]
+        self.call(*named, str(path).encode(), byref(self.options), byref(self.handle), handle=False)
 
     def call(self, name: str, *arguments, handle: bool = True) -> None:
         function = getattr(self.library, f"clipsight_{name}")

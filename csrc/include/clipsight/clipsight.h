@@ -16,7 +16,7 @@
 #define CLIPSIGHT_API __attribute__((visibility("default")))
 
 /* Changes when a program that was compiled with an older header would misread a structure or a class. */
-#define CLIPSIGHT_ABI_VERSION 3
+#define CLIPSIGHT_ABI_VERSION 2
 #define CLIPSIGHT_MAX_RANK 8
 
 #ifdef __cplusplus
@@ -45,9 +45,8 @@ typedef struct clipsight_options {
   const char* device;
   const char* onnxruntime_library;
   const char* plugin_library;
-  const char* kind;
 } clipsight_options;
-#define CLIPSIGHT_OPTIONS {CLIPSIGHT_ABI_VERSION, 0, NULL, NULL, NULL, NULL}
+#define CLIPSIGHT_OPTIONS {CLIPSIGHT_ABI_VERSION, 0, NULL, NULL, NULL}
 
 /* A contiguous tensor in memory of the caller. */
 typedef struct clipsight_tensor {
@@ -82,6 +81,9 @@ CLIPSIGHT_API const char* clipsight_last_error(void);
 
 /* `options` may be null. */
 CLIPSIGHT_API int clipsight_open(const char* path, const clipsight_options* options, clipsight_session* session);
+/* A file of a kind that its suffix does not say: "onnx", or "torchscript" or "aot", which are code. */
+CLIPSIGHT_API int clipsight_open_as(const char* kind, const char* path, const clipsight_options* options,
+                                    clipsight_session* session);
 CLIPSIGHT_API int clipsight_close(clipsight_session session);
 
 /* The manifest's JSON; it lives until clipsight_close. */

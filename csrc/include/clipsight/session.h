@@ -184,7 +184,6 @@ struct Options {
   int threads = 0;                   // of one run; 0: the runtime's own choice
   std::string onnxruntime_library;   // by default libonnxruntime.so.1 as the loader finds it
   std::string plugin_library;        // by default the one that lies beside libclipsight.so
-  std::string kind;                  // "onnx", "torchscript" or "aot", of a file whose suffix does not say it
 };
 
 class Backend;
@@ -195,6 +194,9 @@ class CLIPSIGHT_API Session {
   /// Throws Error where the file, a library or the device is missing or does not fit. `abi` is not for the caller: it
   /// tells the library which header the program was compiled with.
   static Session open(const std::string& path, const Options& options = {}, int abi = CLIPSIGHT_ABI_VERSION);
+  /// A file of a kind that its suffix does not say: "onnx", or "torchscript" or "aot", which are code.
+  static Session open_as(const std::string& kind, const std::string& path, const Options& options = {},
+                         int abi = CLIPSIGHT_ABI_VERSION);
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
   ~Session();
