@@ -24,7 +24,7 @@ import numpy as np
 from .preprocessing import Preprocessing
 from .video import VideoError
 
-IN_MEMORY = 16 << 20
+IN_MEMORY = 4 << 20
 """Bytes of maps that are held without a file."""
 LUMA = (0.299, 0.587, 0.114)  # of R, G and B (BT.601)
 
