@@ -51,16 +51,14 @@ class Parallel {
           timed.own += Clock::now() - started;
         },
         &timed);
-    const auto own = timed.own, waited = Clock::now() - started - own;
-    const bool took_part = own > Clock::duration::zero();  // as the caller does in the pools of torch and ONNX Runtime
-    if (small && took_part && waited > kLate) alone() = kCallsAlone;
+    if (small && Clock::now() - started - timed.own > kLate) alone() = kCallsAlone;
   }
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::microseconds kLate{500};  // longer than it takes to wake a thread
-  static constexpr int64_t kSmall = 256;                  // grains, about half a millisecond
-  static constexpr int64_t kCallsAlone = 2048;            // about 500 ops, of which one may be late
+  static constexpr std::chrono::milliseconds kLate{1};  // longer than it takes to wake a thread
+  static constexpr int64_t kSmall = 256;                // grains, about half a millisecond
+  static constexpr int64_t kCallsAlone = 4096;          // about a thousand ops, of which one may be late
 
   static int64_t& alone() {
     static thread_local int64_t calls = 0;
