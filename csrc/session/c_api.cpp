@@ -2,12 +2,16 @@
 #include <clipsight/clipsight.h>
 #include <clipsight/session.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include "json.h"
 
 namespace {
 
@@ -25,10 +29,23 @@ constexpr size_t kMaxTensors = 32;
 /// The message stays in the thread's own memory: a caller in another language reads it after the call.
 thread_local std::array<char, 2048> last_error{};
 
-void remember(const char* message) noexcept {
-  size_t i = 0;
-  for (; message[i] && i + 1 < last_error.size(); ++i) last_error[i] = message[i];
-  last_error[i] = '\0';
+/// As UTF-8 without control characters, of which a file or a runtime may have put some into it.
+void remember(std::string_view message) noexcept {
+  size_t used = 0;
+  for (size_t at = 0; at < message.size();) {
+    const size_t length = clipsight::utf8_length(message, at), taken = std::max<size_t>(length, 1);
+    if (used + taken >= last_error.size()) break;
+    const auto first = static_cast<unsigned char>(message[at]);
+    const bool control = (length == 1 && (first < 0x20 || first == 0x7f) && first != '\n') ||
+                         (length == 2 && first == 0xc2 && static_cast<unsigned char>(message[at + 1]) < 0xa0);
+    if (length == 0 || control) {
+      last_error[used++] = '?';
+    } else {
+      used += message.copy(&last_error[used], length, at);
+    }
+    at += taken;
+  }
+  last_error[used] = '\0';
 }
 
 /// Runs `body`; whatever it throws stops here.

@@ -35,8 +35,9 @@ void append_utf8(std::string& out, uint32_t code) {
   }
 }
 
-/// Length of the character that starts here, or 0 where its bytes are not UTF-8: the shortest form, and no surrogate.
-size_t utf8_length(const std::string& text, size_t at) {
+}  // namespace
+
+size_t utf8_length(std::string_view text, size_t at) {
   const auto byte = [&](size_t i) { return at + i < text.size() ? static_cast<unsigned char>(text[at + i]) : 0u; };
   const unsigned first = byte(0), second = byte(1);
   if (first < 0x80) return 1;
@@ -49,8 +50,6 @@ size_t utf8_length(const std::string& text, size_t at) {
   }
   return length;
 }
-
-}  // namespace
 
 class JsonReader {
  public:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -44,6 +45,9 @@ class Json {
   std::vector<Json> items_;         // of an array, or the values of an object
   std::vector<std::string> names_;  // of an object's values
 };
+
+/// Length of the character that starts here, or 0 where its bytes are not UTF-8: the shortest form, and no surrogate.
+size_t utf8_length(std::string_view text, size_t at);
 
 /// Holds a manifest against a schema. Throws std::invalid_argument: "the manifest's outputs[0].shape must have at most 8
 /// items, got 9".

@@ -31,7 +31,7 @@ WORDS = [
     "é",
 ]
 WORDS += ["\udce9", "-", "--", "%d", "file:x", "concat:a|b", "cpu", "cuda:99", "os:system", "./nets:Make", "top0", "::"]
-EXAMPLES = [pytest.param(40), pytest.param(2000, marks=pytest.mark.full)]
+EXAMPLES = [pytest.param(40), pytest.param(500, marks=pytest.mark.full)]
 
 
 def arguments(command: click.Command):

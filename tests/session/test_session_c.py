@@ -227,6 +227,14 @@ def test_the_kind_may_be_stated(files, tmp_path):
         CSession(renamed, onnxruntime_library(), kind="aot")
 
 
+def test_messages_are_text_without_control_characters():
+    library = load_library()
+    assert library.clipsight_open("caf\u00e9 \x1b[2J\u009b\n".encode() + b"\xff.onnx", None, byref(c_uint64())) == 1
+    assert "got 'caf\u00e9 ?[2J?\n?.onnx'" in library.clipsight_last_error().decode()
+    assert library.clipsight_open(b"x" * 4000, None, byref(c_uint64())) == 1
+    assert len(library.clipsight_last_error()) == 2047
+
+
 def test_bad_options(files, open_session):
     with pytest.raises(CError, match=r"compiled with headers of ABI version 2.*, got 3"):
         open_session("clip", abi=3)
