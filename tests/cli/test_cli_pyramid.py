@@ -18,7 +18,7 @@ import torch
 
 import clipsight
 import helpers
-from clipsight import FeaturePyramid, models, render
+from clipsight import FeaturePyramid, Preprocessing, models, render
 from clipsight.cli import tracing
 from clipsight.cli.pyramid import _split
 from clipsight.pyramid import Pyramid, graph
@@ -361,6 +361,26 @@ def test_an_error_at_the_end_leaves_nothing(video, tmp_path, factory, monkeypatc
     result = run(video, "--model", factory, "--start", 0, "--out", tmp_path / "new" / "out")
     assert result.output.strip() == "error: out of memory (no more pages); a smaller --size takes less"
     assert list((tmp_path / "new").iterdir()) == []
+
+
+class Bright:
+    """Its first class is the more probable, the brighter the clip."""
+
+    preprocessing = Preprocessing(frames=4, stride=3, crop=(8, 8))
+    labels, takes_frames, fixed_classes = None, False, None
+
+    def logits(self, clip):
+        return np.array([10 * clip.mean(), 0.0], np.float32)
+
+
+def test_the_clip_begins_at_a_frame_of_the_source(tmp_path):
+    frames = np.zeros((60, 8, 8, 3), np.uint8)
+    frames[30:40] = 200  # of the sampled frames 0, 3, 6, ... those from 10 to 13
+    reader = VideoReader(write_video(tmp_path / "flash.mp4", frames))
+    _window, shot, classes, how = tracing.find_clip(Bright(), reader, (0,), None, False)
+    assert (shot.start, len(shot.frames)) == (30, 10)
+    assert [int(frame.mean()) for frame in shot.frames] == pytest.approx([200] * 10, abs=4)
+    assert (classes, how) == ((0,), "of 9 windows the one where class 0 is most probable")
 
 
 def test_short_video_on_request(video, tmp_path, factory):

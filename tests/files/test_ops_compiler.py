@@ -136,6 +136,17 @@ def test_gate_is_constant_in_the_gradient():
     torch.testing.assert_close(weight.grad, expected)
 
 
+def test_gradient_of_the_share_beside_maps_of_bytes():
+    """The maps have no gradient, and the share has the one that it has beside maps of numbers."""
+    features, weight = torch.randn(1, 3, 2, 3, 3, requires_grad=True), torch.randn(2, 3)
+    of_numbers, of_bytes = (
+        torch.autograd.grad(ops.selective_tube(features, weight, (4, 5, 6), dtype=dtype)[2].sum(), features)[0]
+        for dtype in ("float32", "uint8")
+    )
+    assert of_numbers.abs().sum() > 0
+    torch.testing.assert_close(of_bytes, of_numbers, atol=0, rtol=0)
+
+
 # ---- compilers ------------------------------------------------------------------------------------------------------
 
 
