@@ -120,9 +120,9 @@ class Decoder:
 class Clock:
     """When each frame is shown, in seconds from the start of the file, from the time stamps of a stream.
 
-    A stamp is rounded to whole ticks of the stream; within a tick of frame k of a constant rate it stands for k / fps.
-    A frame without a stamp, or with one that is not later than the last, comes 1 / fps after that; so does what follows
-    a jump in a format that allows for recordings in a row, as transport streams do.
+    A stamp is rounded to whole ticks of the stream; within one, where it is short, of frame k of a constant rate it
+    stands for k / fps. A frame without a stamp, or with one that is not later than the last, comes 1 / fps after that;
+    so does what follows a jump in a format that allows for recordings in a row, as transport streams do.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, fps: Fraction):
@@ -147,12 +147,14 @@ class Clock:
                 start = next_one
             if start is None or start <= self.last:
                 start = next_one
-        self.last = start = self._snap(start)
-        return start, start + (self._snap((frame.duration or 0) * self.tick) or 1 / self.fps)
+        snapped, lasts = self._snap(start), (frame.duration or 0) * self.tick
+        self.last = start = snapped if self.last is None or snapped > self.last else start
+        return start, start + (self._snap(lasts) or lasts or 1 / self.fps)
 
     def _snap(self, seconds: Fraction) -> Fraction:
         regular = round(seconds * self.fps) / self.fps
-        return regular if abs(seconds - regular) < self.tick else seconds
+        is_fine = self.tick < 1 / (4 * self.fps)  # else a tick says more than an average rate
+        return regular if is_fine and abs(seconds - regular) < self.tick else seconds
 
 
 def is_turned(frame: av.VideoFrame) -> bool:

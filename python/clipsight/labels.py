@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import itertools
 import operator
@@ -12,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .text_files import SEPARATORS, is_json, read_json, read_text, table
 
-_NUMBERED = re.compile(r"(-?\d+)(?:\s*[:.)=]\s*|\s+)(\S.*)")
+_NUMBERED = re.compile(r"(-?\d+)(?:\s*[:.)=|]\s*|\s+-\s+|\s+)(\S.*)")
+_NAMED = re.compile(r"(\S.*?)\s*[:=|]\s*(\d+)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNWRITABLE = re.compile(r"[\x00\ud800-\udfff]")  # in a manifest
 _HEADERS = ("class", "classes", "class name", "class_name", "category", "label", "labels", "name")
@@ -43,7 +45,7 @@ def as_labels(
         names = read_labels(labels)
     elif isinstance(labels, (set, frozenset)):
         raise TypeError(f"{source} must be in the order of the classes, got a {type(labels).__name__}, which has none")
-    elif isinstance(labels, Mapping):
+    elif isinstance(labels, Mapping) or (hasattr(labels, "keys") and hasattr(labels, "items")):  # a Series, too
         names = _by_index(_pairs(labels.items(), source), source, num_classes)
     elif not isinstance(labels, Iterable):
         raise TypeError(f"{source} must be a list of names or a dict, got {type(labels).__name__}")
@@ -76,8 +78,13 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
     """
     text, source = read_text(path, "labels"), f"labels: {path}"
     value: object
-    if is_json(path, text):
-        value = read_json(text, source, _Pairs)
+    if is_json(path, text) or text.lstrip().startswith("['"):
+        try:
+            value = read_json(text, source, _Pairs)
+        except ValueError:
+            value = _literal(text)
+            if value is None:
+                raise
         if not isinstance(value, list):
             raise ValueError(f"{source} must be a list of names, {{index: name}} or {{name: index}}, got {value!r:.60}")
         pairs = _pairs(value, source) if isinstance(value, _Pairs) else enumerate(value)
@@ -85,7 +92,10 @@ def read_labels(path: str | os.PathLike) -> tuple[str, ...]:
         pairs = []
     else:
         pairs = _from_table(text, source) or _from_numbered(text, source) or _from_lines(text, source)
-    names = _by_index(list(pairs), source)
+    try:
+        names = _by_index(list(pairs), source)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     if not names:
         raise ValueError(f"{source} must name the classes, got a file without names")
     for index, name in enumerate(names):
@@ -101,6 +111,15 @@ def named(text: str, labels: Sequence[str] | None) -> list[int]:
 
     same = [i for i, label in enumerate(labels or ()) if label == text]
     return same or [i for i, label in enumerate(labels or ()) if plain(label) == plain(text)]
+
+
+def _literal(text: str) -> _Pairs | list | None:
+    """A dict or list as Python prints it, None where the text is neither."""
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return _Pairs(value.items()) if isinstance(value, dict) else value if isinstance(value, list) else None
 
 
 class _Pairs(list):
@@ -214,7 +233,11 @@ def _from_table(text: str, source: str) -> list[tuple[int, str]] | None:
 
 def _from_numbered(text: str, source: str) -> list[tuple[int, str]] | None:
     """Lines of index and name with a space between; numbers that cannot be indices are part of the names."""
-    found = [_NUMBERED.fullmatch(line.strip()) for line in text.split("\n") if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    found = [_NAMED.fullmatch(line) for line in lines]
+    if all(found) and {int(match[2]) for match in found} == set(range(len(found))):
+        return [(int(match[2]), match[1]) for match in found]
+    found = [_NUMBERED.fullmatch(line) for line in lines]
     if not all(found):
         return None
     pairs = [(int(match[1]), match[2]) for match in found]
@@ -225,7 +248,10 @@ def _from_numbered(text: str, source: str) -> list[tuple[int, str]] | None:
 
 
 def _from_lines(text: str, source: str) -> list[tuple[int, str]]:
-    names = [_unquoted(line) for line in text.rstrip().split("\n")]
+    lines = text.rstrip().split("\n")
+    if all(line.startswith("- ") for line in lines):  # a list of YAML
+        lines = [line[2:] for line in lines]
+    names = [_unquoted(line) for line in lines]
     if "" in names:
         line = names.index("") + 1
         raise ValueError(f"{source} must have a name in each line, line {line} is empty: a class without a name?")

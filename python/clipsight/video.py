@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -93,6 +94,8 @@ class VideoReader:
             own_fps = self._read_header()
         self._keeps_time = fps is None
         self.fps = Fraction(fps).limit_denominator(100_000) if fps else own_fps
+        if not self.fps > 0:
+            raise VideoError(f"video: fps must be at least 0.00001, got {fps}")
         with contextlib.closing(iter(self)) as frames:
             self.size: tuple[int, int] = next(frames).shape[:2]
 
@@ -114,8 +117,11 @@ class VideoReader:
     def _list_pictures(self) -> list[Path] | None:
         if not self.path.is_dir():
             return [self.path] if _is_still(self.path) else None
-        pictures = [p for p in self.path.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
-        pictures = [path for path in pictures if path.is_file()]
+        try:
+            found = list(self.path.iterdir())
+        except OSError as error:
+            raise VideoError(f"video: folder {self.path} cannot be read ({error.strerror})") from error
+        pictures = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".") and not p.is_dir()]
         if not pictures:
             raise VideoError(f"video: folder {self.path} must hold PNG or JPEG pictures, got none")
         return sorted(pictures, key=_natural)
@@ -137,8 +143,11 @@ class VideoReader:
         try:
             container, stream = open_film(self.path)
         except (av.FFmpegError, OSError) as error:
-            with self.path.open("rb") as file:
-                head = file.read(8)
+            try:
+                with self.path.open("rb") as file:
+                    head = file.read(8)
+            except OSError as reason:
+                raise VideoError(f"video: {self.path} cannot be read ({reason.strerror})") from error
             what = "is not a video"
             if head[4:] in MP4_HEADS:
                 what = "is cut off: its index (moov), which stands at the end, is missing"
@@ -156,7 +165,8 @@ class VideoReader:
             self.frame_count = stream.frames or None
             if container.format.name == "gif" and stream.frames and stream.duration:
                 # A GIF's delays are whole hundredths of a second: only their sum gives the rate (28/s, not 100/3).
-                return (stream.frames / (stream.duration * stream.time_base)).limit_denominator(100)
+                rate = stream.frames / (stream.duration * stream.time_base)
+                return rate.limit_denominator(100 if rate > 1 else 100_000)
             return Fraction(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
 
     def _decode_file(self):
@@ -198,19 +208,19 @@ class VideoReader:
         )
 
 
-def _natural(path: Path) -> list:
+def _natural(path: Path) -> tuple[list, str]:
     """`frame9.png` comes before `Frame10.PNG`."""
     parts = re.split(r"([0-9]+)", path.name.casefold())
-    return [*(int(part) if index % 2 else part for index, part in enumerate(parts)), path.name]
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def _is_still(path: Path) -> bool:
-    """Whether a file is one picture; an animated PNG is a video."""
+    """Whether a file is one picture, or the two of a stereo camera; an animated one of any kind is a video."""
     if path.suffix.lower() not in PICTURES:
         return False
     try:
         with Image.open(path) as image:
-            return not (image.format == "PNG" and image.is_animated)
+            return image.format == "MPO" or not getattr(image, "is_animated", False)
     except (OSError, SyntaxError, ValueError):
         return False
 
@@ -223,7 +233,12 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
             large.
     """
     with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
+        try:
+            image.getexif()
+        except (SyntaxError, ValueError, struct.error):
+            pass  # damaged data say nothing
+        else:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip
             grey = np.uint8(np.asarray(image).clip(0, 65535) >> 8)
             return np.repeat(grey[..., None], 3, axis=2)

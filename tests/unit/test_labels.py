@@ -82,6 +82,11 @@ def test_lines_of_index_and_name(tmp_path):
     for between in (" ", "  ", ": ", ". ", ") ", " = "):
         assert read(f"1{between}2 hands\n0{between}cut, chop\n\n2{between}clap\n") == ("cut, chop", "2 hands", "clap")
     assert read("archery,1\nclap,0\n") == ("clap", "archery")
+    for between in (": ", "=", " | "):  # a table from name to index, as YAML writes it
+        assert read(f"walk{between}1\nrun{between}0\n") == ("run", "walk")
+    assert read("1|walk\n0|run\n") == read("1 - walk\n0 - run\n") == read("- run\n- walk\n") == ("run", "walk")
+    assert read("{0: 'tench, Tinca tinca',\n 1: \"stork's\"}") == ("tench, Tinca tinca", "stork's")  # as Python prints
+    assert read("['a b',\n 'c']") == ("a b", "c")
     assert read('name,index\n"cut, chop",0\n') == ("cut, chop",)
     # Numbers that are part of the names.
     for names in (["2 hands", "clap"], ["100 m", "200 m", "400 m"], ["2 up", "2 down", "0 up"], ["take 2", "take 1"]):
@@ -92,7 +97,18 @@ def test_lines_of_index_and_name(tmp_path):
     assert read("action 0\naction 1\naction 2\n") == ("action 0", "action 1", "action 2")
 
 
+def test_a_table_of_pandas_has_an_index():
+    class Series:  # as far as it matters
+        keys, items = (lambda self: [1, 0]), (lambda self: [(1, "run"), (0, "walk")])
+
+        def __iter__(self):
+            return iter(["run", "walk"])
+
+    assert as_labels(Series(), 2) == ("walk", "run")
+
+
 REFUSED = {
+    "lists in JSON": ('[["walk", 0], ["run", 1]]', "must be text, got list"),
     "empty": ("", "must name the classes, got a file without names"),
     "white space alone": ("\n \n", "must name the classes"),
     "empty list": ("[]", "must name the classes"),

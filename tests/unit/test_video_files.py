@@ -497,3 +497,40 @@ def test_half_written_picture_in_a_folder(tmp_path):
     cut(tmp_path / "1.jpg", 0.5)
     reader = VideoReader(tmp_path, partial=True)
     assert [float(reader.span[0]) for _ in reader] == [0, 0.08]
+
+
+def test_ticks_as_coarse_as_the_frames_keep_their_times(tmp_path):
+    """The average rate of a variable one is no grid for them."""
+    ticks = [0, 2, 3, 8, 10, 12, 14, 17, 19, 22, 24, 27, 29]
+    with av.open(tmp_path / "v.mp4", "w", options={"video_track_timescale": "25"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        for tick in ticks:
+            frame = av.VideoFrame.from_ndarray(np.full((72, 96, 3), tick * 8, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    reader = VideoReader(tmp_path / "v.mp4")
+    assert [reader.span[0] for _ in reader] == [Fraction(tick, 25) for tick in ticks]
+
+
+def test_pictures_with_odd_names_links_and_data(tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for name in ("shot.png", "shot.png2.png"):
+        Image.new("RGB", (8, 8), "red").save(folder / name)
+    assert len(list(VideoReader(folder))) == 2
+    (folder / "gone.png").symlink_to(tmp_path / "nothing.png")
+    with pytest.raises(VideoError, match=r"gone\.png is not a readable picture"):
+        VideoReader(folder)
+    exif = b"Exif\0\0" + bytes(20)
+    Image.new("RGB", (8, 4), "red").save(tmp_path / "broken.jpg", exif=exif)
+    assert VideoReader(tmp_path / "broken.jpg").size == (4, 8)
+    two = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    two[0].save(tmp_path / "moving.gif", save_all=True, append_images=two[1:], duration=100)
+    (tmp_path / "moving.gif").rename(tmp_path / "moving.png")
+    assert len(list(VideoReader(tmp_path / "moving.png"))) == 2
+    two[0].save(tmp_path / "slow.gif", save_all=True, append_images=two[1:], duration=300_000)
+    reader = VideoReader(tmp_path / "slow.gif")
+    assert [float(reader.span[0]) for _ in reader] == [0, 300]
