@@ -18,7 +18,7 @@ cmake --install $build --prefix $package >/dev/null
 # The interpreter is not instrumented: the runtime has to be there before it starts, and libstdc++ before the runtime looks
 # for __cxa_throw. Python frees little at exit, and torch nothing, so a search for leaks would only list theirs.
 export PYTHONPATH=$package PYTHONMALLOC=malloc
-export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0 UBSAN_OPTIONS=print_stacktrace=1
+export ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 runtime="$(c++ -print-file-name=libasan.so) $(c++ -print-file-name=libstdc++.so)"
 [[ $runtime == /* ]] || { echo "sanitize: c++ must be a GCC with libasan, got $(c++ --version | head -n 1)" >&2; exit 1; }
 
