@@ -10,11 +10,14 @@ namespace clipsight {
 
 namespace {
 
-std::filesystem::path own_folder() {
+std::filesystem::path find_own_folder() {
   Dl_info info{};
-  dladdr(reinterpret_cast<const void*>(&own_folder), &info);
+  dladdr(reinterpret_cast<const void*>(&find_own_folder), &info);
   return std::filesystem::absolute(info.dli_fname ? info.dli_fname : "").parent_path();
 }
+
+/// Found as the library is loaded: its path may be relative to the folder where the program is then.
+const std::filesystem::path own_folder = find_own_folder();
 
 /// The first three numbers of a version.
 std::array<long, 3> numbers_of(const std::string& version) {
@@ -40,7 +43,7 @@ void check_plugin_version(const Manifest& manifest) {
 std::string find_plugin(const Manifest& manifest, const Options& options) {
   const std::string name = "lib" + manifest.plugin_library + ".so";
   std::filesystem::path path = options.plugin_library;
-  if (path.empty()) path = own_folder() / name;
+  if (path.empty()) path = own_folder / name;
   std::error_code error;
   if (std::filesystem::is_regular_file(path, error)) return path.string();
   throw Error("open: the file calls ops of " + name + ", which must lie beside libclipsight.so or at "

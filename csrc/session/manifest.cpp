@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <regex>
 #include <set>
 #include <stdexcept>
 
@@ -114,6 +115,12 @@ void need(bool holds, const std::string& rule) {
   if (!holds) throw std::invalid_argument("the manifest's " + rule);
 }
 
+/// "" or "1.2.3", with or without what a release candidate adds.
+bool is_version(const std::string& text) {
+  static const std::regex version("([0-9]{1,6}\\.[0-9]{1,6}\\.[0-9]{1,6}([.+a-z-][0-9a-z.+-]{0,40})?)?");
+  return text.size() < 80 && std::regex_match(text, version);
+}
+
 void check_names(const char* what, const std::vector<Port>& ports) {
   std::set<std::string> names;
   for (const Port& port : ports) names.insert(port.name);
@@ -136,6 +143,7 @@ void check_consistent(const Manifest& m) {
   need(frames == (video.name == "frames"), "input must be frames in the layout NTHWC, or a clip");
   need(!frames || video.dtype == DType::uint8, "frames must be uint8");
   need(!frames || m.preprocessing, "preprocessing must be there where the input is frames");
+  need(is_version(m.plugin_minimum_version), "plugin.minimum_version must be a version, or empty");
   check_names("inputs", m.inputs);
   check_names("outputs", m.outputs);
   const Dim channels = video.shape[frames ? 4 : 1];

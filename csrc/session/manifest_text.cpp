@@ -132,12 +132,17 @@ std::string text_field(Bytes& message, uint64_t wanted) {
 
 std::vector<std::string> from_onnx(File& file) {
   std::vector<std::string> texts;
+  uint64_t read = 0;
   Fields<File> fields(file);
   while (const auto field = fields.next()) {
     if (field->number != 14) continue;  // ModelProto.metadata_props: StringStringEntryProto
-    if (field->length > kLongestManifest + 64) throw Damaged{"metadata of " + std::to_string(field->length) + " bytes"};
+    read += field->length;
+    if (field->length > kLongestManifest + 64 || read / 4 > kLongestManifest) {
+      throw Damaged{"metadata of " + std::to_string(read) + " bytes"};
+    }
     Bytes entry{file.read(field->begin, field->length)};
     if (text_field(entry, 1) == kMetadataKey) texts.push_back(text_field(entry, 2));
+    if (texts.size() > 1) throw Damaged{"a model with 2 clipsight manifests or more"};
   }
   return texts;
 }
@@ -215,6 +220,7 @@ std::vector<std::string> from_archive(File& file) {
     const std::string name = "/" + directory.substr(at + 46, name_length);
     first = std::min(first, header_offset(directory, at, name_length));
     if (name.size() >= wanted.size() && name.compare(name.size() - wanted.size(), wanted.size(), wanted) == 0) {
+      if (!texts.empty()) throw Damaged{"an archive with 2 clipsight manifests or more"};
       texts.push_back(read_entry(file, directory, at, name_length));
     }
     at += 46 + name_length + number_at(directory, at + 30, 2) + number_at(directory, at + 32, 2);

@@ -21,13 +21,15 @@ ADVICE = {
 STACK = re.compile(r" (?=Exception raised from |frame #0: )")  # of C++, at the end of what torch says
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation")
 
+LONGEST = 4000  # characters of a message that are looked at
+
 user_code: set[str] = set()
 """Files and folders of code that the user named, as opposed to ours and to libraries."""
 
 
 def error_text(error: BaseException) -> str:
     """One printable line, which names no exception class, but for one of the user's own code, which it places there."""
-    text = printable(STACK.split(" ".join(str(error).split()))[0])
+    text = printable(STACK.split(" ".join(str(error)[:LONGEST].split()))[0])
     if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
         return "out of memory" + (f" ({text})" if text else "") + "; a smaller --size takes less"
     if place := _in_user_code(error):

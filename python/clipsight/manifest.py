@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ FORMAT_VERSION = 2
 # A file is opened as what its suffix says it is: `.onnx` is data, the others are code.
 FORMATS = {".pt": "torchscript", ".onnx": "onnx", ".pt2": "aot"}
 LARGEST = 1 << 40  # elements of a tensor
+VERSION = re.compile(r"([0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}([.+a-z-][0-9a-z.+-]{0,40})?)?")
 # What a file with a walk back to the clip asks of an ONNX Runtime session: the walk reads the weights of a fully
 # connected layer the other way round; packed for the processor, they would be in memory twice, and are not read any
 # faster. No file may ask for more: other entries name files that ONNX Runtime would write, or load.
@@ -224,9 +226,10 @@ def _check_version(values) -> None:
     """First of all: a newer format may break any other rule."""
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
+        by = ascii(str(values.get("clipsight_version", "?"))[:40])[1:-1]
         raise LoadError(
-            f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {version} (written by "
-            f"clipsight {values.get('clipsight_version', '?')}); upgrade clipsight to read this file"
+            f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {min(version, 10**15)} "
+            f"(written by clipsight {by}); upgrade clipsight to read this file"
         )
 
 
@@ -237,7 +240,7 @@ def _consistent(manifest: Manifest) -> Manifest:
         ValueError: they do not.
     """
 
-    def need(holds: bool, rule: str) -> None:
+    def need(holds: object, rule: str) -> None:
         if not holds:
             raise ValueError(f"the manifest's {rule}")
 
@@ -248,6 +251,7 @@ def _consistent(manifest: Manifest) -> Manifest:
     need(not frames or manifest.preprocessing is not None, "preprocessing must be there where the input is frames")
     need(chosen is None or chosen.num_classes == manifest.num_classes, "classes_input must have num_classes")
     need(manifest.labels is None or len(manifest.labels) == manifest.num_classes, "labels must be one for each class")
+    need(VERSION.fullmatch(manifest.plugin.minimum_version), "plugin.minimum_version must be a version, or empty")
     for kind, names in (("inputs", [port.name for port in ports]), ("outputs", list(manifest.output_names))):
         need(len(set(names)) == len(names), f"{kind} must have different names")
     for option in manifest.option_inputs:

@@ -37,6 +37,8 @@ def _from_archive(path: str | os.PathLike) -> list[bytes]:
             if min((entry.header_offset for entry in archive.infolist()), default=1):
                 raise ValueError("it does not begin with its first entry")
             entries = [e for e in archive.infolist() if f"/{e.filename}".endswith(f"/extra/{EXTRA_FILE}")]
+            if len(entries) > 1:
+                raise ValueError("an archive with 2 clipsight manifests or more")
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise ValueError("its manifest must be stored uncompressed")
@@ -49,16 +51,19 @@ def _from_archive(path: str | os.PathLike) -> list[bytes]:
 
 def _from_onnx(path: str | os.PathLike) -> list[bytes]:
     """Of the metadata_props, found by walking over the top-level fields of the protobuf message."""
-    texts = []
+    texts, read = [], 0
     with open(path, "rb") as file:
         for number, start, length in _fields(file, os.fstat(file.fileno()).st_size):
             if number == 14:  # ModelProto.metadata_props: StringStringEntryProto
-                if length > LONGEST + 64:
-                    raise ValueError(f"metadata of {length} bytes")
+                read += length
+                if max(length - 64, read // 4) > LONGEST:
+                    raise ValueError(f"metadata of {read} bytes")
                 file.seek(start)
                 entry = file.read(length)
                 if _text(entry, 1) == METADATA_KEY.encode():
                     texts.append(_text(entry, 2))
+                    if len(texts) > 1:
+                        raise ValueError("a model with 2 clipsight manifests or more")
             file.seek(start + length)
     return texts
 

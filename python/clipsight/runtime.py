@@ -281,7 +281,8 @@ def _option(option: OptionInput, value, like):
     batch, dtype = like.shape[0], np.dtype(option.dtype)
     if _is_torch(value):
         value = value.detach().cpu().numpy()
-    values = np.asarray(option.default if value is None else value)
+    default = option.default if dtype.kind == "b" else float(option.default)
+    values = np.asarray(default if value is None else value)
     if values.shape not in ((), (1,), (batch,)):
         raise ValueError(f"load: {option.name} must be a number or have shape [{batch}], got {list(values.shape)}")
     if values.dtype.kind not in ("b" if dtype.kind == "b" else "iuf"):

@@ -78,9 +78,15 @@ def whole_folder(path: str | os.PathLike, tidy: bool = True) -> Iterator[Path]:
         yield temporary
         if os.path.islink(path):
             os.unlink(path)  # what it leads to is somebody else's
-        elif os.path.isdir(path):
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        before = temporary.with_name(f"{temporary.name}.before")  # removed with the staging folder
+        if os.path.isdir(path):
+            os.rename(path, before)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            if before.exists():
+                os.rename(before, path)
+            raise
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:
@@ -119,6 +125,7 @@ def one_run(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / RUN_LOCK
     while (lock := _locked(path, os.O_CREAT, or_without=True)) is None:
+        folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it
         if path.exists():  # else the other run has ended in between
             raise ValueError(
                 f"out: the folder {folder} must be free, got one that another run is writing to ({_owner(path)}); wait "
@@ -168,6 +175,8 @@ def _new_folder(target: Path) -> tuple[Path, int]:
 
 def _remove(folder: Path) -> None:
     """The lock last: who is killed in between leaves something that is known as left."""
+    if folder.is_symlink():  # put in its place by somebody else, to have another folder removed
+        return
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.name != LOCK:

@@ -86,6 +86,8 @@ GOOD = {
     "no resize": _at("preprocessing.resize", None),
     "double precision": _at("input.dtype", "float64"),
     "classes by number": manifest(classes=[0, 4]),
+    "a version": _at("plugin.minimum_version", "0.1.0"),
+    "a version before a release": _at("plugin.minimum_version", "1.10.0rc1.dev3+g12"),
 }
 
 BAD = {
@@ -161,6 +163,10 @@ BAD = {
     "a library of another folder": _at("plugin.library", "/../../tmp/evil"),
     "a library that is null": _at("plugin.library", None),
     "a plug-in that is null": manifest(plugin=None),
+    **{
+        f"the version {text[:8]!a} of {len(text)}": _at("plugin.minimum_version", text)
+        for text in ("\u00b2", "1" * 5000, "99rc1.0.0", "x.9.9", "1.2", "1.2.3\n", "1.2.3" + "a" * 99)
+    },
     "a plug-in that may be": _at("plugin.required", 1),
     "an entry of a session that writes": manifest(session={"session.collect_node_memory_stats_to_file": "x"}),
     "another value of an entry": manifest(session={"session.disable_prepacking": "0"}),
