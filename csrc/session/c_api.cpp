@@ -128,7 +128,7 @@ TensorView view_of(const char* op, const clipsight_tensor& tensor) {
   if (tensor.rank < 0 || tensor.rank > CLIPSIGHT_MAX_RANK) {
     fail(op, "rank must lie in 0..8", std::to_string(tensor.rank));
   }
-  if (tensor.dtype < CLIPSIGHT_FLOAT32 || tensor.dtype > CLIPSIGHT_FLOAT64) {
+  if (!clipsight::is_known(static_cast<DType>(tensor.dtype))) {
     fail(op, "dtype must be one of CLIPSIGHT_FLOAT32 and its like", std::to_string(tensor.dtype));
   }
   if (tensor.device != CLIPSIGHT_CPU && tensor.device != CLIPSIGHT_CUDA) {

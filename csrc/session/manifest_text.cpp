@@ -6,7 +6,6 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
-#include <vector>
 
 #include "json.h"
 
@@ -130,8 +129,8 @@ std::string text_field(Bytes& message, uint64_t wanted) {
   return text.value_or("");
 }
 
-std::vector<std::string> from_onnx(File& file) {
-  std::vector<std::string> texts;
+std::optional<std::string> from_onnx(File& file) {
+  std::optional<std::string> text;
   uint64_t read = 0;
   Fields<File> fields(file);
   while (const auto field = fields.next()) {
@@ -141,10 +140,11 @@ std::vector<std::string> from_onnx(File& file) {
       throw Damaged{"metadata of " + std::to_string(read) + " bytes"};
     }
     Bytes entry{file.read(field->begin, field->length)};
-    if (text_field(entry, 1) == kMetadataKey) texts.push_back(text_field(entry, 2));
-    if (texts.size() > 1) throw Damaged{"a model with 2 clipsight manifests or more"};
+    if (text_field(entry, 1) != kMetadataKey) continue;
+    if (text) throw Damaged{"a model with 2 clipsight manifests or more"};
+    text = text_field(entry, 2);
   }
-  return texts;
+  return text;
 }
 
 // ---- TorchScript and .pt2: the central directory of a zip archive ---------------------------------------------------
@@ -171,15 +171,6 @@ Directory find_directory(File& file) {
   const std::string large = file.read(number_at(end, at - 20 + 8, 8), 56);
   if (large.compare(0, 4, "PK\6\6") != 0) throw Damaged{"it has no zip64 directory"};
   return {number_at(large, 48, 8), number_at(large, 40, 8)};
-}
-
-uint32_t crc32(const std::string& bytes) {
-  uint32_t crc = ~0u;
-  for (const char byte : bytes) {
-    crc ^= static_cast<unsigned char>(byte);
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0u);
-  }
-  return ~crc;
 }
 
 /// Offset of the entry's local header, from the directory or its zip64 extra field.
@@ -209,8 +200,8 @@ std::string read_entry(File& file, const std::string& directory, size_t at, size
   return text;
 }
 
-std::vector<std::string> from_archive(File& file) {
-  std::vector<std::string> texts;
+std::optional<std::string> from_archive(File& file) {
+  std::optional<std::string> text;
   uint64_t first = ~uint64_t{0};
   const Directory place = find_directory(file);
   const std::string directory = file.read(place.offset, place.length), wanted = kArchiveEntry;
@@ -220,26 +211,33 @@ std::vector<std::string> from_archive(File& file) {
     const std::string name = "/" + directory.substr(at + 46, name_length);
     first = std::min(first, header_offset(directory, at, name_length));
     if (name.size() >= wanted.size() && name.compare(name.size() - wanted.size(), wanted.size(), wanted) == 0) {
-      if (!texts.empty()) throw Damaged{"an archive with 2 clipsight manifests or more"};
-      texts.push_back(read_entry(file, directory, at, name_length));
+      if (text) throw Damaged{"an archive with 2 clipsight manifests or more"};
+      text = read_entry(file, directory, at, name_length);
     }
     at += 46 + name_length + number_at(directory, at + 30, 2) + number_at(directory, at + 32, 2);
   }
   if (first != 0) throw Damaged{"it does not begin with its first entry"};
-  return texts;
+  return text;
 }
 
 }  // namespace
+
+uint32_t crc32(const std::string& bytes) {
+  uint32_t crc = ~0u;
+  for (const char byte : bytes) {
+    crc ^= static_cast<unsigned char>(byte);
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0u);
+  }
+  return ~crc;
+}
 
 std::string read_manifest_text(const std::string& path) {
   File file(path);
   bool archive = false;
   try {
     archive = file.size() >= 2 && file.read(0, 2) == "PK";
-    const std::vector<std::string> texts = archive ? from_archive(file) : from_onnx(file);
-    if (texts.size() == 1) return texts[0];
-    throw Damaged{(archive ? "an archive with " : "a model with ") +
-                  (texts.empty() ? "no" : std::to_string(texts.size())) + " clipsight manifest"};
+    if (auto text = archive ? from_archive(file) : from_onnx(file)) return *text;
+    throw Damaged{archive ? "an archive with no clipsight manifest" : "a model with no clipsight manifest"};
   } catch (const Damaged& damaged) {
     throw Error("open: '" + path + "' must be a whole file that clipsight.export wrote, got something else or a "
                 "damaged one: " + damaged.what);

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from .manifest_text import read_manifest_text
 from .preprocessing import Preprocessing
 from .schema import check, parse
+from .text import printable
 
 FORMAT_VERSION = 2
 # A file is opened as what its suffix says it is: `.onnx` is data, the others are code.
@@ -226,7 +227,7 @@ def _check_version(values) -> None:
     """First of all: a newer format may break any other rule."""
     version = values.get("format_version") if isinstance(values, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        by = ascii(str(values.get("clipsight_version", "?"))[:40])[1:-1]
+        by = printable(str(values.get("clipsight_version", "?"))[:40])
         raise LoadError(
             f"load: the manifest's format_version must be at most {FORMAT_VERSION}, got {min(version, 10**15)} "
             f"(written by clipsight {by}); upgrade clipsight to read this file"

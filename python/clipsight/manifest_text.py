@@ -25,13 +25,13 @@ def read_manifest_text(path: str | os.PathLike) -> bytes:
     """
     with open(path, "rb") as file:
         archive = file.read(2) == b"PK"
-    texts = _from_archive(path) if archive else _from_onnx(path)
-    if len(texts) != 1:
-        raise ValueError(f"{'an archive' if archive else 'a model'} with {len(texts) or 'no'} clipsight manifest")
-    return texts[0]
+    text = _from_archive(path) if archive else _from_onnx(path)
+    if text is None:
+        raise ValueError(f"{'an archive' if archive else 'a model'} with no clipsight manifest")
+    return text
 
 
-def _from_archive(path: str | os.PathLike) -> list[bytes]:
+def _from_archive(path: str | os.PathLike) -> bytes | None:
     try:
         with zipfile.ZipFile(path) as archive:
             if min((entry.header_offset for entry in archive.infolist()), default=1):
@@ -44,14 +44,14 @@ def _from_archive(path: str | os.PathLike) -> list[bytes]:
                     raise ValueError("its manifest must be stored uncompressed")
                 if entry.file_size > LONGEST:
                     raise ValueError(f"a manifest of {entry.file_size} bytes")
-            return [archive.read(entry) for entry in entries]
+            return archive.read(entries[0]) if entries else None
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OverflowError) as error:
         raise ValueError(str(error) or type(error).__name__) from error  # RuntimeError: encrypted, or a newer zip
 
 
-def _from_onnx(path: str | os.PathLike) -> list[bytes]:
+def _from_onnx(path: str | os.PathLike) -> bytes | None:
     """Of the metadata_props, found by walking over the top-level fields of the protobuf message."""
-    texts, read = [], 0
+    text, read = None, 0
     with open(path, "rb") as file:
         for number, start, length in _fields(file, os.fstat(file.fileno()).st_size):
             if number == 14:  # ModelProto.metadata_props: StringStringEntryProto
@@ -61,11 +61,11 @@ def _from_onnx(path: str | os.PathLike) -> list[bytes]:
                 file.seek(start)
                 entry = file.read(length)
                 if _text(entry, 1) == METADATA_KEY.encode():
-                    texts.append(_text(entry, 2))
-                    if len(texts) > 1:
+                    if text is not None:
                         raise ValueError("a model with 2 clipsight manifests or more")
+                    text = _text(entry, 2)
             file.seek(start + length)
-    return texts
+    return text
 
 
 def _fields(file, size: int) -> Iterator[tuple[int, int, int]]:

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "manifest_text.h"
 
 namespace {
 
@@ -35,15 +36,6 @@ std::string field(char tag, const std::string& content) {
 
 std::string in_model(const std::string& manifest) {
   return field('\x72', field('\x0a', "clipsight") + field('\x12', manifest));
-}
-
-uint32_t crc32(const std::string& bytes) {
-  uint32_t crc = ~0u;
-  for (const char byte : bytes) {
-    crc ^= static_cast<unsigned char>(byte);
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0u);
-  }
-  return ~crc;
 }
 
 std::string in_archive(const std::string& manifest) {
