@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import AttachError, FrameByFrame, capture, unwrapped
+from .dataflow import FrameByFrame, capture, unwrapped
+from .graph.places import Spot
 from .heads import Evidence, Head
-from .heads.base import BORDER, as_grid
+from .heads.base import BORDER
 
 Size = tuple[int, int, int]
 
@@ -102,19 +104,18 @@ class ExplainedModel(nn.Module):
         preprocessing = getattr(model, "preprocessing", None)
         self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
         network, attached = self._graph(self.size)
-        with torch.inference_mode():
-            logits, grid, weight, *_ = network(_one(example))
-        if logits.dim() != 2:
-            raise AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
-        self.num_classes = logits.shape[1]
-        self.feature_shape = tuple(as_grid(grid, logits.shape[0]).shape[1:])
-        self.temporal_resolution = self.feature_shape[1]
-        self.median_weight = weight.detach().float().median().item()
+        self.num_classes = int(attached.score.logits.shape[1])
+        weight = rows_of(network, attached)
+        self.median_weight = None if weight is None else weight.median().item()
         self.classes = _Classes(classes, self.num_classes)
         self.classes_input = self.classes.input
         self.maps = self.classes.count
         layers = attached.route.layers if attached.route else ()
-        self.bound = tuple(m.bind(weight.detach().flatten(1).float(), layers) for m in self.methods)
+        self.bound = tuple(m.bind(weight, layers) for m in self.methods)
+        self.spots = tuple(_spot(m, attached) for m in self.methods)
+        spot = self.spots[0]
+        self.feature_shape = (spot["channels"], *spot["grid"])
+        self.temporal_resolution = self.feature_shape[1]
         self.output_meanings = _outputs(self.bound)
         self.output_names = tuple(self.output_meanings)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
@@ -187,10 +188,9 @@ class ExplainedModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
+        methods = zip(self.methods, self.bound, self.spots, strict=True)
         return {
-            "methods": [
-                (m if m.depth is None else b).describe() for m, b in zip(self.methods, self.bound, strict=True)
-            ],
+            "methods": [(m if m.depth is None else b).describe() | {"explains": spot} for m, b, spot in methods],
             "classes": self.classes.choice,
             "head": self.head,
             "features": self.features,
@@ -255,7 +255,7 @@ class SizedExplanation(nn.Module):
         return logits, *self.maps(logits, *seen, **options)
 
     def look(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """The network: (logits `[N, K]`, features, the classifier's weight, the taps of the route)."""
+        """The network: its tensors by `Attached.names`, the logits `[N, K]` first."""
         if self.outside is None:
             return self.network(clip)
         logits, *seen = self.network(clip.to(self.inside))
@@ -263,38 +263,32 @@ class SizedExplanation(nn.Module):
 
     def maps(
         self,
-        logits: Tensor,
-        features: Tensor,
-        weight: Tensor,
-        *further: Tensor,
+        *seen: Tensor,
         classes: Tensor | None = None,
         tau: Tensor | None = None,
         n_sigma: Tensor | None = None,
         decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
-        batch, route = logits.shape[0], self.attached.route
-        weight = as_type(weight.flatten(1), self.compute)
-        chosen = self.classes.chosen(logits, classes)
+        attached, logits = self.attached, seen[0]
+        weight, chosen = attached.get(seen, "rows"), self.classes.chosen(logits, classes)
+        weight = None if weight is None else as_type(weight.flatten(1), self.compute)
         evidence = Evidence(
-            features=as_grid(features, batch),
-            rows=weight[chosen],
-            weight=weight,
-            size=self.size,
-            ops=self.ops,
-            tau=tau,
-            n_sigma=n_sigma,
-            route=route,
-            taps={t: self.tap(t, further[i], batch) for t, i in route.taps.items()} if route else {},
-            parameters=self.parameter,
             logits=logits,
             chosen=chosen,
-            backward=self.attached.backward,
-            tensors=self.tensors(further),
-            again=self.again,
+            size=self.size,
+            ops=self.ops,
+            attached=attached,
             network=self.network,
-            linear=self.attached.linear,
-            tokens=self.attached.tokens,
+            features=self.features(seen),
+            weight=weight,
+            rows=None if weight is None else weight[chosen],
+            taps=self.taps(seen),
+            tensors=self.tensors(seen),
+            parameters=self.parameter,
+            again=self.again,
+            tau=tau,
+            n_sigma=n_sigma,
             decisions=decisions,
             border=max(BORDER, 16 * torch.finfo(self.inside).eps),
         )
@@ -303,26 +297,41 @@ class SizedExplanation(nn.Module):
         results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
         return tuple(tensor for i in range(len(self.heads)) for tensor in results[i])
 
+    def features(self, seen: Sequence[Tensor]) -> Tensor | None:
+        """What the class rows speak about, `[N, C, t, h, w]`."""
+        tensor, grid = self.attached.get(seen, "features"), self.attached.read
+        if tensor is None or grid is not None:
+            return None if tensor is None else grid.of(tensor)
+        return tensor[(..., *[None] * (5 - tensor.dim()))]  # what a fully connected classifier reads
+
+    def taps(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The tensors that layers of the route read, by its numbers."""
+        route = self.attached.route
+        if route is None:
+            return {}
+        nodes = {tensor: route.nodes[i] for tensor, i in route.taps.items()}
+        return {tensor: self.tap(tensor, self.attached.get(seen, node), len(seen[0])) for tensor, node in nodes.items()}
+
     def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
         """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
         route = self.attached.route
         grid = route.grids[tensor]
         if tap.dim() == 2 and grid is not None:
             tap = tap.unflatten(1, (-1, *grid[tensor in route.per_frame :]))
-        return tap if tap.dim() == 2 else as_grid(tap, batch)
+        return tap if tap.dim() in (2, 5) else tap.unflatten(0, (batch, -1)).transpose(1, 2)
 
-    def tensors(self, further: Sequence[Tensor]) -> dict[int, Tensor]:
+    def tensors(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
         """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
-        if self.attached.backward is None:
+        backward = self.attached.backward
+        if backward is None:
             return {}
-        numbers = self.attached.backward.nodes
-        taps = further[len(further) - len(numbers) :]
-        return {number: as_type(tap, self.compute) for number, tap in zip(numbers, taps, strict=True)}
+        taps = {number: self.attached.get(seen, node) for number, node in backward.nodes.items()}
+        return {n: as_type(tap, self.compute) if tap.is_floating_point() else tap for n, tap in taps.items()}
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
-        logits, _, _, *further = self.look(clip)
-        return logits, self.tensors(further)
+        seen = self.look(clip)
+        return seen[0], self.tensors(seen)
 
     def __reduce__(self):
         raise TypeError("explain: a model at one size cannot be pickled; pickle that of all sizes, and call `at` there")
@@ -331,6 +340,27 @@ class SizedExplanation(nn.Module):
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
         return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def rows_of(network: GraphModule, attached: Attached) -> Tensor | None:
+    """The class rows, float32 `[K, C]`, where a head looks at some."""
+    if "rows" not in attached.names:
+        return None
+    node = next(iter(reversed(network.graph.nodes))).args[0][attached.names.index("rows")]
+    return operator.attrgetter(node.target)(network).detach().flatten(1).float()
+
+
+def _spot(method: Head, attached: Attached) -> dict[str, Any]:
+    """What a head explains: the layer, its channels and its grid `(t, h, w)`."""
+    places = method.places()
+    if not places and attached.read is not None:
+        op = attached.features.op if attached.features else attached.score.classifier
+        return Spot(op, attached.read).describe()
+    if not places:  # what a fully connected classifier reads
+        classifier = attached.score.classifier
+        channels = int(classifier.node.args[1].meta["val"].shape[1])
+        return {"layer": classifier.path, "op": classifier.kind.name, "channels": channels, "grid": [1, 1, 1]}
+    return attached.spots[places[-1]].describe()
 
 
 class _LogitsOnly(nn.Module):

@@ -75,14 +75,14 @@ class LivePyramid:
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         import torch
 
-        sized, (logits, *seen) = self._look(clip)
+        sized, seen = self._look(clip)
         with torch.inference_mode():
             chosen = torch.tensor([classes], device=self._device)
-            maps = sized.maps(logits, *seen, classes=chosen)
+            maps = sized.maps(*seen, classes=chosen)
         names = self._explained.output_names
-        outputs = dict(zip(names, [logits, *maps], strict=True))
-        route, taps = sized.attached.route, seen[2:]
-        read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads.items()}
+        outputs = dict(zip(names, [seen[0], *maps], strict=True))
+        taps = sized.taps(seen)
+        read = {name: taps[i][0] for name, i in sized.attached.route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
             self._explained.bound[0].found,

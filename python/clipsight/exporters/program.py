@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backward.chunks import Chunks, sums_apart
-from ..backward.places import CLIP
+from ..graph.places import CLIP
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -87,7 +87,7 @@ class Program:
 
     def seen(self, size) -> int:
         """How many tensors the network hands on to the heads, the logits included."""
-        return 3 + len(self.explained.at(size, plugin=self.plugin).attached.nodes)
+        return len(self.explained.at(size, plugin=self.plugin).attached.names)
 
     @functools.cached_property
     def sensitive(self) -> frozenset[str]:
