@@ -70,6 +70,7 @@ class Classifier:
     name: str  # module path, "" where it is called as a function
     logits: Node
     node: Node
+    output: int = 0  # which of the network's outputs the logits are
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ class Attached:
         backward: the walks back from the logits that heads asked for, or `None`.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
         tokens: `(t, h, w)` of the places where heads look at the tokens of a transformer.
+        output: which of the network's outputs the logits are, counted as torch's pytrees do.
     """
 
     route: Route | None = None
     backward: Backward | None = None
     linear: bool = False
     tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
+    output: int = 0
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -139,7 +142,7 @@ def attach(
     stops = {place: find_place(graph, place, source, classifier.logits) for place in places}
     backward = find_backward(graph, classifier.logits, walks, stops) if stops else None
     tokens = {p: token_grid(graph, node) for p, node in stops.items() if node.meta["val"].dim() == 3}
-    attached = Attached(route, backward, linear, tokens)
+    attached = Attached(route, backward, linear, tokens, classifier.output)
     output = next(iter(reversed(graph.nodes)))
     output.args = ((classifier.logits, source, weight, *attached.nodes),)
     graph.eliminate_dead_code()
@@ -153,8 +156,8 @@ def attach(
 
 
 def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | None) -> Classifier:
-    outputs = [n for n in _leaves(next(iter(reversed(graph.nodes))).args) if isinstance(n, Node)]
-    found = [c for c in (_classifier_of(node) for node in outputs) if c is not None]
+    outputs = [(i, n) for i, n in enumerate(_leaves(next(iter(reversed(graph.nodes))).args)) if isinstance(n, Node)]
+    found = [c for c in (_classifier_of(node, i) for i, node in outputs) if c is not None]
     if head is not None:
         chosen = [c for c in found if c.name == head or c.name.rpartition(".")[2] == head]
         if len(chosen) != 1:
@@ -175,11 +178,11 @@ def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | No
     return found[0]
 
 
-def _classifier_of(logits: Node) -> Classifier | None:
+def _classifier_of(logits: Node, output: int) -> Classifier | None:
     node = logits
     while True:
         if _is_classifier(node):
-            return Classifier(name_of(node), logits, node)
+            return Classifier(name_of(node), logits, node, output)
         if node.target not in _TRANSPARENT | _POOL:
             return None
         node = node.args[0]
