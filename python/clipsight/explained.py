@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import FrameByFrame, capture, unwrapped
+from .dataflow import AttachError, FrameByFrame, capture, unwrapped
+from .foreign import in_words_of_ours, not_read, not_run
 from .graph.places import Spot
 from .heads import Evidence, Head
 from .heads.base import BORDER
+from .suspects import mixes_samples, not_finite
 
 Size = tuple[int, int, int]
 
@@ -104,6 +106,8 @@ class ExplainedModel(nn.Module):
         preprocessing = getattr(model, "preprocessing", None)
         self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
         network, attached = self._graph(self.size)
+        with torch.inference_mode(), in_words_of_ours(AttachError, not_run):
+            logits = network(_one(example))[0]
         self.num_classes = int(attached.score.logits.shape[1])
         weight = rows_of(network, attached)
         self.median_weight = None if weight is None else weight.median().item()
@@ -118,6 +122,7 @@ class ExplainedModel(nn.Module):
         self.temporal_resolution = self.feature_shape[1]
         self.output_meanings = _outputs(self.bound)
         self.output_names = tuple(self.output_meanings)
+        self._warn_of_suspects(network, logits)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
             warnings.warn(
                 f"explain: the features of {self.model_name} have a single frame for a clip of {self.size[0]} frames, "
@@ -162,6 +167,26 @@ class ExplainedModel(nn.Module):
         """The network alone, captured the same way: what the explained model's cost is compared with."""
         return _LogitsOnly(self.at(size, plugin=False))
 
+    def given_logits(self, clip: Tensor) -> Tensor:
+        """The logits `[N, K]` of the network as `explain` was given it: its own code, no captured graph.
+
+        An image classifier sees each frame in a call of its own. The clip `[N, 3, T, H, W]` is copied: code in place
+        may change it.
+        """
+        output = self._graph(tuple(clip.shape[2:]))[1].score.output
+
+        def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+            return torch.utils._pytree.tree_leaves(network(images))[output]
+
+        inside = clip.to(dtype=self._like["dtype"], copy=True)
+        with torch.no_grad():
+            if isinstance(self.model, FrameByFrame):
+                frames = [logits_of(self.model.network, frame.contiguous()) for frame in inside.unbind(2)]
+                logits = torch.stack(frames).mean(0)
+            else:
+                logits = logits_of(self.model, inside)
+        return logits.to(clip.dtype)
+
     @property
     def input_dtype(self) -> torch.dtype:
         """Of the clips that `forward` takes."""
@@ -202,8 +227,27 @@ class ExplainedModel(nn.Module):
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
             graph = capture(self.model, (self.channels, *size), self._like)
-            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
+            with in_words_of_ours(AttachError, not_read):
+                self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
         return self._graphs[size]
+
+    def _warn_of_suspects(self, network: GraphModule, logits: Tensor) -> None:
+        """Of what `export` would refuse."""
+        if not bool(logits.isfinite().all()):
+            weight = not_finite(self.model)
+            warnings.warn(
+                f"explain: the logits of {self.model_name} are not finite for the example, "
+                + (
+                    f"because its {weight} is not" if weight else "though its weights are: is the example in its range?"
+                ),
+                stacklevel=4,
+            )
+        if op := mixes_samples(network.graph):
+            warnings.warn(
+                f"explain: {op} of {self.model_name} looks at all samples of a batch, so that the logits and maps of "
+                "one depend on the others; give it one sample at a time, or statistics that were learnt",
+                stacklevel=4,
+            )
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
         result = super()._apply(fn, recurse)

@@ -76,14 +76,19 @@ def find_grid(flow: Dataflow, logits: Op, network: str) -> Op:
     later = {op for op in part if any(r in reductions and r is not op for r in _before(op, part))}
     first = [op for op in sorted(reductions - later, key=lambda op: op.index)]
     starts = list(dict.fromkeys(op.inputs[0] for op in first))
-    if len(starts) != 1:
-        raise _undefined(network, logits, part, starts)
+    if len(starts) != 1 or not _is_spatial(starts[0]):
+        raise _undefined(network, logits, part, [op for op in starts if _is_spatial(op)])
     (start,) = starts
     # All that the logits depend on in the affine part must come through the grid.
     if any(op for op in part if not _comes_through(op, start, part)):
         raise _undefined(network, logits, part, [start, logits])
     layers = [op for op in part if op.role is Role.WEIGHS and op is not start and start in flow.ancestors(op)]
     return start if layers else _in_front_of_classes(start, part)
+
+
+def _is_spatial(op: Op) -> bool:
+    """Rows and columns are there still: a sequence of frames, each averaged before, is no grid."""
+    return op.grid is not None and any(f.label in ("H", "W") for axis in op.axes for f in axis.factors)
 
 
 def _before(op: Op, part: set[Op]) -> set[Op]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
-from ..dataflow import AttachError, name_of
+from ..dataflow import AttachError
 from .dataflow import Dataflow, Op
 from .table import KINDS, Role, op_name
 
-ENDINGS = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid"}
+ENDINGS = ("softmax", "log_softmax", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,14 @@ class Score:
     Attributes:
         logits: `[N, K]`, before the softmax or sigmoid that it ends in.
         classifier: the layer that gives them, if one does: what is behind it only averages, scales or moves.
-        ending: `"softmax"` or `"sigmoid"`, where the network ends in one, which is left out here.
+        ending: `"softmax"`, `"log_softmax"` or `"sigmoid"`, where the network ends in one, which is left out here.
+        output: which of the network's outputs that is, counted as torch's pytrees do.
     """
 
     logits: Op
     classifier: Op | None
     ending: str | None
+    output: int
 
     @property
     def name(self) -> str:
@@ -60,7 +63,7 @@ def strip_endings(graph: Graph) -> dict[Node, str]:
                 again = graph.call_function(step.target, (before, *step.args[1:]), step.kwargs)
             again.meta = dict(step.meta)
             before = again
-        found[before] = ENDINGS[kind]
+        found[before] = kind
         return before
 
     output.args = torch.fx.node.map_arg(output.args, stripped)
@@ -93,7 +96,12 @@ def _over_classes(node: Node, result: Node) -> bool:
 
 def find_scores(flow: Dataflow, endings: dict[Node, str]) -> list[Score]:
     """The outputs of a network that may be logits; those that a classifier gives, if there are such."""
-    found = [Score(op, classifier_of(op), endings.get(op.node)) for op in flow.outputs if _may_be_logits(op)]
+    returned = tree_leaves(next(iter(reversed(flow.graph.nodes))).args)
+    found = [
+        Score(op, classifier_of(op), endings.get(op.node), returned.index(op.node))
+        for op in flow.outputs
+        if _may_be_logits(op)
+    ]
     by_layer = {(score.classifier or score.logits).node: score for score in reversed(found)}
     found = [score for score in found if score in by_layer.values()]
     return [score for score in found if score.classifier] or found
@@ -101,7 +109,7 @@ def find_scores(flow: Dataflow, endings: dict[Node, str]) -> list[Score]:
 
 def _may_be_logits(op: Op) -> bool:
     value = op.value
-    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2 and op is not None
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2
 
 
 def classifier_of(op: Op) -> Op | None:
@@ -175,7 +183,3 @@ def candidates(flow: Dataflow) -> str:
 
 def _known(value: Tensor) -> Iterator[int]:
     return (n for n in value.shape[1:] if isinstance(n, int))
-
-
-def module_of(node: Node) -> str:
-    return name_of(node)
