@@ -19,7 +19,7 @@ constexpr char kManifestSchema[] = R"json({
       "required": ["sizes", "dtype"],
       "properties": {
         "name": {"type": "string", "enum": ["clip", "frames"]},
-        "layout": {"type": "string", "enum": ["NCTHW", "NTHWC"]},
+        "layout": {"type": "string", "enum": ["NCTHW", "NTCHW", "NTHWC"]},
         "dtype": {"$ref": "#/definitions/dtype"},
         "channels": {"$ref": "#/definitions/length"},
         "batch": {"type": "string"},
@@ -108,8 +108,8 @@ constexpr char kManifestSchema[] = R"json({
           "items": {"$ref": "#/definitions/length"}
         },
         "crop": {"type": "array", "minItems": 2, "maxItems": 2, "items": {"$ref": "#/definitions/length"}},
-        "mean": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}},
-        "std": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}},
+        "mean": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": "number"}},
+        "std": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": "number"}},
         "channel_order": {"type": "string", "enum": ["RGB", "BGR"]},
         "scale": {"type": "number"}
       }

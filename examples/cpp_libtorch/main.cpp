@@ -67,7 +67,10 @@ void explain(const char* model, const video& source, const std::string& out) {
   if (manifest.inputs.size() != 1) throw Error("explain: the file must take the video alone, got further inputs");
 
   at::Tensor frames = choose(source, manifest.sizes[0][0]);
-  const bool bytes = manifest.inputs[0].layout == "NTHWC";
+  const bool bytes = manifest.inputs[0].name == "frames";
+  if (!bytes && (manifest.inputs[0].layout != "NCTHW" || manifest.inputs[0].shape[1].length != 3)) {
+    throw Error("explain: the file must take frames, or clips [N, 3, T, H, W]");
+  }
   const at::Tensor input = (bytes ? frames.unsqueeze(0) : normalised(frames, manifest)).to(device);
 
   // The outputs are tensors of our own, on the device: a program that runs again and again keeps them.

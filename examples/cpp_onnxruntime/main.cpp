@@ -70,8 +70,11 @@ void explain(const char* model, const video& source, const std::string& out) {
   const int64_t count = manifest.sizes[0][0], height = source.height, width = source.width;
   std::vector<float> clip;
   TensorView input(frames.data(), DType::uint8, {1, count, height, width, 3});
-  const bool bytes = manifest.inputs[0].layout == "NTHWC";
+  const bool bytes = manifest.inputs[0].name == "frames";
   if (!bytes) {
+    if (manifest.inputs[0].layout != "NCTHW" || manifest.inputs[0].shape[1].length != 3) {
+      throw Error("explain: the file must take frames, or clips [N, 3, T, H, W]");
+    }
     clip = normalised(frames, manifest);
     input = TensorView(clip.data(), DType::float32, {1, 3, count, height, width});
   }

@@ -41,13 +41,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 class FrameByFrame(nn.Module):
     """A 2-D network on a clip: every frame on its own, the logits averaged over the frames (segment consensus)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, channels_last: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.channels_last = network, channels_last
 
     def forward(self, clip: Tensor) -> Tensor:
         n, _, t = clip.shape[:3]
-        logits = self.network(clip.transpose(1, 2).flatten(0, 1))
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        logits = self.network(frames.permute(0, 2, 3, 1) if self.channels_last else frames)
         return logits.unflatten(0, (n, t)).mean(1)
 
 

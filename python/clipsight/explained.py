@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import AttachError, FrameByFrame, capture, unwrapped
+from .dataflow import AttachError, FrameByFrame, capture
 from .foreign import in_words_of_ours, not_read, not_run
 from .graph.places import Spot
 from .heads import Evidence, Head
 from .heads.base import BORDER
+from .inputs import as_we_call_it, check_clip, check_model, check_runs, layout_of, one_of
+from .layouts import OURS, order, size_of
 from .suspects import mixes_samples, not_finite
 
 Size = tuple[int, int, int]
@@ -33,14 +35,15 @@ def explain(
     *,
     head: str | None = None,
     features: str | None = None,
+    layout: str | None = None,
 ) -> ExplainedModel:
     """Makes a module that returns logits and one map per method; the model itself stays as it is.
 
     Args:
         model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
             layer or 1x1x1 convolution (for a `FeaturePyramid` the last layer is enough); or an image classifier, which
-            then sees every frame on its own. Wrappers for training (`DataParallel`, `DistributedDataParallel`,
-            `AveragedModel`, `torch.compile`) are taken off.
+            refuses a clip for its number of axes, and then sees every frame on its own. Wrappers for training
+            (`DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile`) are taken off.
         methods: one head or several, such as `SaliencyTube()`, `SelectiveRelevance(of=SaliencyTube())` and
             `FeaturePyramid()`.
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
@@ -48,6 +51,9 @@ def explain(
             `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
         head: module path of the classifier, for a network with several (verb and noun).
         features: module path of the layer to explain instead of the input of the global pooling.
+        layout: the order of the axes of the clips that the model takes, `"NCTHW"`, `"NTCHW"` or `"NTHWC"`; by default
+            the model's own attribute `layout`, or `"NCTHW"`. The explained model and its files take clips in the same
+            order; maps are `[N, M, T, H, W]`.
 
     Returns:
         A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
@@ -55,10 +61,11 @@ def explain(
 
     Raises:
         AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
-            `FeaturePyramid` cannot follow.
-        ValueError, TypeError: an argument does not fit.
+            `FeaturePyramid` cannot follow; or it cannot run on the example.
+        ValueError, TypeError: an argument does not fit; among them an example whose axes look like those of another
+            layout, where none is given.
     """
-    return ExplainedModel(model, methods, example, classes, head=head, features=features)
+    return ExplainedModel(model, methods, example, classes, head=head, features=features, layout=layout)
 
 
 class ExplainedModel(nn.Module):
@@ -69,6 +76,7 @@ class ExplainedModel(nn.Module):
         output_meanings: one line of text for each of them.
         size: `(T, H, W)` of the example.
         channels: of the clips; 3 for RGB.
+        layout: the order of the clips' axes.
         num_classes: K.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
@@ -86,20 +94,22 @@ class ExplainedModel(nn.Module):
         *,
         head: str | None = None,
         features: str | None = None,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
-        model = _check_model(model)
+        model = check_model(model)
         self.methods = (methods,) if isinstance(methods, Head) else tuple(methods)
         if not self.methods or not all(isinstance(m, Head) for m in self.methods):
             raise TypeError(f"explain: methods must be a head or a list of heads, got {methods!r}")
-        _check_clip(example)
+        self.layout = layout_of(model, layout)
+        check_clip(example, self.layout, given=layout is not None or self.layout != OURS)
         self.model_name = type(model).__name__
-        self.model = _frames_apart(model, example)
-        self.size: Size = tuple(example.shape[2:])
+        self.model = as_we_call_it(model, example, self.layout)
+        self.size: Size = size_of(example.shape, self.layout)
         self.head, self.features = head, features
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
         self._graphs: dict[Size, tuple[GraphModule, Attached]] = {}
-        self.channels = example.shape[1]
+        self.channels = example.shape[self.layout.index("C")]
         self._like = {"dtype": example.dtype, "device": example.device}
         self._outside: torch.dtype | None = None
 
@@ -107,7 +117,7 @@ class ExplainedModel(nn.Module):
         self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
         network, attached = self._graph(self.size)
         with torch.inference_mode(), in_words_of_ours(AttachError, not_run):
-            logits = network(_one(example))[0]
+            logits = network(channels_first(one_of(example), self.layout))[0]
         self.num_classes = int(attached.score.logits.shape[1])
         weight = rows_of(network, attached)
         self.median_weight = None if weight is None else weight.median().item()
@@ -140,14 +150,16 @@ class ExplainedModel(nn.Module):
     ) -> tuple[Tensor, ...]:
         """clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` where `classes="input"`) -> tensors by `output_names`.
 
+        The clip's axes are in the order of `layout`.
         tau and n_sigma, float32 `[N]`, replace the thresholds of all methods, sample by sample.
         """
-        _check_clip(clip)
-        if clip.shape[1] != self.channels:
-            raise ValueError(f"explain: clip must have {self.channels} channels, got {list(clip.shape)}")
+        check_clip(clip, self.layout)
+        if clip.shape[self.layout.index("C")] != self.channels:
+            where = "" if self.layout == OURS else f" (axes {self.layout})"
+            raise ValueError(f"explain: clip must have {self.channels} channels{where}, got {list(clip.shape)}")
         if classes is not None:
             self.classes.check(classes, clip.shape[0])
-        return self.at(tuple(clip.shape[2:]))(clip, classes, tau, n_sigma)
+        return self.at(size_of(clip.shape, self.layout))(clip, classes, tau, n_sigma)
 
     def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
         """The explained model at one clip size: a module fit for tracing and export.
@@ -159,7 +171,14 @@ class ExplainedModel(nn.Module):
         key = (tuple(size), plugin)
         if key not in self._sized:
             self._sized[key] = SizedExplanation(
-                *self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
+                *self._graph(key[0]),
+                self.bound,
+                self.classes,
+                key[0],
+                plugin,
+                self._like["dtype"],
+                self._outside,
+                self.layout,
             )
         return self._sized[key]
 
@@ -178,11 +197,10 @@ class ExplainedModel(nn.Module):
         def logits_of(network: nn.Module, images: Tensor) -> Tensor:
             return torch.utils._pytree.tree_leaves(network(images))[output]
 
-        inside = clip.to(dtype=self._like["dtype"], copy=True)
+        inside = channels_first(clip, self.layout).to(dtype=self._like["dtype"], copy=True)
         with torch.no_grad():
             if isinstance(self.model, FrameByFrame):
-                frames = [logits_of(self.model.network, frame.contiguous()) for frame in inside.unbind(2)]
-                logits = torch.stack(frames).mean(0)
+                logits = torch.stack([logits_of(self.model, frame) for frame in inside.split(1, 2)]).mean(0)
             else:
                 logits = logits_of(self.model, inside)
         return logits.to(clip.dtype)
@@ -226,7 +244,11 @@ class ExplainedModel(nn.Module):
 
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
-            graph = capture(self.model, (self.channels, *size), self._like)
+            try:
+                graph = capture(self.model, (self.channels, *size), self._like)
+            except AttachError:
+                check_runs(self.model, torch.zeros(1, self.channels, *size, **self._like))
+                raise
             with in_words_of_ours(AttachError, not_read):
                 self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
         return self._graphs[size]
@@ -275,9 +297,10 @@ class SizedExplanation(nn.Module):
         plugin: bool,
         inside: torch.dtype,
         outside: torch.dtype | None,
+        layout: str = OURS,
     ) -> None:
         super().__init__()
-        self.network, self.attached = network, attached
+        self.network, self.attached, self.layout = network, attached, layout
         self.heads, self.classes, self.size = tuple(heads), classes, size
         self.inside, self.outside = inside, outside
         self.compute = torch.promote_types(inside, torch.float32)
@@ -300,6 +323,10 @@ class SizedExplanation(nn.Module):
 
     def look(self, clip: Tensor) -> tuple[Tensor, ...]:
         """The network: its tensors by `Attached.names`, the logits `[N, K]` first."""
+        return self._look(channels_first(clip, self.layout))
+
+    def _look(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """The same for a clip `[N, C, T, H, W]`, whatever the layout."""
         if self.outside is None:
             return self.network(clip)
         logits, *seen = self.network(clip.to(self.inside))
@@ -374,7 +401,7 @@ class SizedExplanation(nn.Module):
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
-        seen = self.look(clip)
+        seen = self._look(clip)
         return seen[0], self.tensors(seen)
 
     def __reduce__(self):
@@ -481,41 +508,11 @@ def _outputs(methods: Sequence[Head]) -> dict[str, str]:
     return outputs
 
 
-def _check_model(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
-    model = unwrapped(model)
-    if any(m.training for m in model.modules()):
-        raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
-    return model
-
-
-def _check_clip(clip: Tensor) -> None:
-    if not isinstance(clip, Tensor):
-        raise TypeError(f"explain: clip must be a tensor [N, 3, T, H, W], got {type(clip).__name__}")
-    if clip.dim() != 5 or 0 in clip.shape[1:]:
-        raise ValueError(f"explain: clip must have shape [N, 3, T, H, W] with no empty axis, got {list(clip.shape)}")
-    if not clip.is_floating_point():
-        raise TypeError(f"explain: clip must hold floating-point values, got {clip.dtype}")
-
-
 def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Tracers write down a conversion to the type that a tensor has already."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _one(example: Tensor) -> Tensor:
-    return example[:1] if example.shape[0] else example.new_zeros(1, *example.shape[1:])
-
-
-def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
-    kinds = {type(m) for m in model.modules()}
-    flat = any(issubclass(k, nn.Conv2d) for k in kinds) and not any(issubclass(k, nn.Conv3d) for k in kinds)
-    if not flat:
-        return model
-    try:
-        with torch.inference_mode():
-            model(_one(example))
-        return model  # a 2-D network that takes clips and goes over the frames itself
-    except Exception:
-        return FrameByFrame(model).eval()
+def channels_first(clip: Tensor, layout: str) -> Tensor:
+    """`[N, C, T, H, W]` of a clip in some layout."""
+    return clip if layout == OURS else clip.permute(order(layout, OURS))

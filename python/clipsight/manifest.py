@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .layouts import OURS, shape_of
 from .manifest_text import read_manifest_text
 from .preprocessing import Preprocessing
 from .schema import check, parse
@@ -39,14 +40,15 @@ class LoadError(RuntimeError):
 class ClipInput:
     """The video input: `clip`, preprocessed, or `frames`, bytes of any height and width (layout NTHWC).
 
-    `sizes` are the clip sizes `(T, H, W)` that the network accepts; the batch size is free.
+    `sizes` are the clip sizes `(T, H, W)` that the network accepts; the batch size is free. The axes of a clip are in
+    the order of `layout`, one of `clipsight.layouts.LAYOUTS`.
     """
 
     sizes: tuple[tuple[int, int, int], ...]
     dtype: str
     channels: int = 3
     name: str = "clip"
-    layout: str = "NCTHW"
+    layout: str = OURS
     batch: str = "dynamic"
 
     @property
@@ -55,7 +57,11 @@ class ClipInput:
             lengths[0] if len(set(lengths)) == 1 else axis
             for axis, lengths in zip("THW", zip(*self.sizes, strict=True), strict=True)
         )
-        return ("N", t, "H", "W", self.channels) if self.layout == "NTHWC" else ("N", self.channels, t, h, w)
+        return shape_of("N", self.channels, (t, "H", "W") if self.takes_frames else (t, h, w), self.layout)
+
+    @property
+    def takes_frames(self) -> bool:
+        return self.name == "frames"
 
 
 @dataclass(frozen=True)
@@ -246,8 +252,8 @@ def _consistent(manifest: Manifest) -> Manifest:
             raise ValueError(f"the manifest's {rule}")
 
     clip, chosen, ports = manifest.input, manifest.classes_input, manifest.input_ports
-    frames = clip.layout == "NTHWC"
-    need(frames == (clip.name == "frames"), "input must be frames in the layout NTHWC, or a clip")
+    frames = clip.takes_frames
+    need(not frames or clip.layout == "NTHWC", "input must be frames in the layout NTHWC, or a clip")
     need(not frames or clip.dtype == "uint8", "frames must be uint8")
     need(not frames or manifest.preprocessing is not None, "preprocessing must be there where the input is frames")
     need(chosen is None or chosen.num_classes == manifest.num_classes, "classes_input must have num_classes")

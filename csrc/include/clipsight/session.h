@@ -135,7 +135,7 @@ struct Port {
   DType dtype = DType::float32;
   std::vector<Dim> shape;
   std::vector<Dim> full_shape;  // of an output that may be empty: its shape in a run with maps
-  std::string layout;  // of the video input: "NCTHW" or "NTHWC"
+  std::string layout;  // of the video input, the order of its axes: "NCTHW", "NTCHW" or "NTHWC"
   std::string meaning;
   std::optional<double> initial;  // of an option (tau, n_sigma, explain): the value that the export was made with
 };
@@ -145,7 +145,7 @@ struct Preprocessing {
   int64_t frames = 0, stride = 1;
   std::array<int64_t, 2> crop{};    // height, width in pixels
   std::vector<int64_t> resize;      // empty, {short side}, or {height, width} in pixels
-  std::array<double, 3> mean{}, std{};
+  std::array<double, 3> mean{}, std{};  // three times the same where the network sees gray
   bool bgr = false;
   double scale = 1.0 / 255;
 };
