@@ -11,7 +11,7 @@ feature pyramid looks at.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +22,7 @@ from .backward.places import Place, channels_first, find_place, token_grid
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
 from .dataflow import AttachError, follow_sizes, name_of, op_of, stack_of, where, without_mutation
+from .targets import Target
 
 if TYPE_CHECKING:
     from .heads import Head
@@ -60,6 +61,10 @@ _ADAPTIVE_POOL = {aten.adaptive_avg_pool3d.default, aten.adaptive_avg_pool2d.def
 _WINDOW_POOL = {aten.avg_pool3d.default, aten.avg_pool2d.default}
 _MEAN = {aten.mean.dim}
 _AXES = {aten.permute.default}
+_SWAPS = {aten.permute.default, aten.transpose.int}
+# Of the ops that only pass values on, those that leave each value alone: where a network ends in one of the curved ones.
+_SHAPES = _TRANSPARENT - _CURVED - {aten.select.int}
+_ENDINGS = {aten.softmax.int: "softmax", aten.log_softmax.int: "softmax", aten.sigmoid.default: "sigmoid"}
 _POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
 
 
@@ -68,8 +73,9 @@ class Classifier:
     """A linear layer, or a convolution with a kernel of one voxel, on the way to one of the network's outputs."""
 
     name: str  # module path, "" where it is called as a function
-    logits: Node
+    logits: Node  # in front of the softmax or sigmoid that the network ends in
     node: Node
+    ending: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,16 @@ class Attached:
         backward: the walks back from the logits that heads asked for, or `None`.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
         tokens: `(t, h, w)` of the places where heads look at the tokens of a transformer.
+        ending: what was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`.
+        head_classes: number of classes of each of the target's heads, whose logits stand side by side.
     """
 
     route: Route | None = None
     backward: Backward | None = None
     linear: bool = False
     tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
+    ending: str | None = None
+    head_classes: tuple[int, ...] = ()
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -100,8 +110,12 @@ def attach(
     head: str | None,
     features: str | None,
     methods: Sequence[Head] = (),
+    target: Target | None = None,
 ) -> Attached:
     """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1], *nodes)`.
+
+    The logits are what the network says, but in front of a softmax or sigmoid at its very end; those of logits per time
+    step have three axes.
 
     Args:
         module: what `capture` returned; changed in place.
@@ -110,6 +124,7 @@ def attach(
         features: module path of the layer whose output is explained; by default the input of the global pooling.
         methods: the heads: whether the features must be pooled over t, h, w in front of the classifier, or may be
             whatever it reads; how deep a class feature pyramid goes; which walks back from the logits there are.
+        target: what is explained: of several heads, or of logits per time step.
 
     Returns:
         What the heads need to know; its nodes are the further outputs.
@@ -122,9 +137,15 @@ def attach(
     pooled = any(m.needs_pooling for m in methods)
     if depths or any(m.places() for m in methods):
         without_mutation(graph)
-    classifier = _choose_classifier(graph, network, head)
+    target = target or Target()
+    classifiers = _choose_classifiers(graph, network, head, target)
+    classifier = classifiers[0]
     source = _output_of(graph, features) if features else _features(graph, classifier, pooled)
-    weight = classifier.node.args[1]
+    logits, weight = classifier.logits, classifier.node.args[1]
+    if target.heads:
+        if pooled and not features:
+            _check_same_features(graph, classifiers, source)
+        logits, weight = _side_by_side(graph, classifiers, target)
     channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
     if channels != expected and (pooled or depths):
         raise AttachError(
@@ -133,15 +154,20 @@ def attach(
             f"layers; Grad-CAM is the method for those." + _candidates(graph)
         )
     route = find_route(graph, source, classifier.node, "all" if "all" in depths else max(depths)) if depths else None
-    linear = source.meta["val"].dim() > 2 and _is_linear(classifier.logits, source)
+    linear = (
+        target.steps is None
+        and source.meta["val"].dim() > 2
+        and all(_is_linear(c.logits, source) for c in classifiers)
+    )
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
-    stops = {place: find_place(graph, place, source, classifier.logits) for place in places}
-    backward = find_backward(graph, classifier.logits, walks, stops) if stops else None
+    stops = {place: find_place(graph, place, source, logits) for place in places}
+    backward = find_backward(graph, logits, walks, stops) if stops else None
     tokens = {p: token_grid(graph, node) for p, node in stops.items() if node.meta["val"].dim() == 3}
-    attached = Attached(route, backward, linear, tokens)
+    sizes = tuple(_classes_of(c, target) for c in classifiers) if target.heads else ()
+    attached = Attached(route, backward, linear, tokens, classifier.ending, sizes)
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((classifier.logits, source, weight, *attached.nodes),)
+    output.args = ((logits, _as_grid(graph, source, classifier), weight, *attached.nodes),)
     graph.eliminate_dead_code()
     follow_sizes(graph)
     graph.lint()
@@ -152,37 +178,149 @@ def attach(
 # ---- The classifier -------------------------------------------------------------------------------------------------
 
 
-def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | None) -> Classifier:
+def _choose_classifiers(
+    graph: torch.fx.Graph, network: nn.Module, head: str | None, target: Target
+) -> tuple[Classifier, ...]:
+    """The one that `head` names, or those of the target's heads, in their order."""
     outputs = [n for n in _leaves(next(iter(reversed(graph.nodes))).args) if isinstance(n, Node)]
-    found = [c for c in (_classifier_of(node) for node in outputs) if c is not None]
-    if head is not None:
-        chosen = [c for c in found if c.name == head or c.name.rpartition(".")[2] == head]
-        if len(chosen) != 1:
-            raise AttachError(
-                f"explain: head must name one classifier of the network, expected one of "
-                f"{sorted(c.name for c in found)}, got {head!r}." + _candidates(graph)
-            )
-        return chosen[0]
+    found = _once_each([c for c in (_classifier_of(graph, node) for node in outputs) if c is not None], target)
+    if head is not None or target.heads:
+        return tuple(_named(found, name, graph) for name in target.heads or (head,))
     if len(found) > 1:
         names = sorted(c.name for c in found)
-        raise AttachError(f"explain: the network has {len(found)} classifiers; choose one with head=, one of {names}")
+        raise AttachError(
+            f"explain: the network has {len(found)} classifiers; choose one with head=, one of {names}, or several "
+            "with target=Target(heads=[...])"
+        )
     if not found:
         raise AttachError(
             "explain: the logits must come from a linear layer or a 1x1x1 convolution behind a global pooling; "
             f"{type(network).__name__} ends otherwise, so Saliency Tubes are not defined for it. Grad-CAM explains "
             "such networks." + _candidates(graph)
         )
-    return found[0]
+    return (found[0],)
 
 
-def _classifier_of(logits: Node) -> Classifier | None:
+def _named(found: Sequence[Classifier], head: str, graph: torch.fx.Graph) -> Classifier:
+    chosen = [c for c in found if c.name == head or c.name.rpartition(".")[2] == head]
+    if len(chosen) != 1:
+        raise AttachError(
+            f"explain: head must name one classifier of the network, expected one of "
+            f"{sorted(c.name for c in found)}, got {head!r}." + _candidates(graph)
+        )
+    return chosen[0]
+
+
+def _once_each(found: Sequence[Classifier], target: Target) -> list[Classifier]:
+    """Of several outputs of one classifier, as logits and probabilities, the one that has the target's axes.
+
+    What any of them ends in says how the logits are read.
+    """
+    rank = len(target.layout or "NK")
+    by_node: dict[Node, list[Classifier]] = {}
+    for classifier in found:
+        by_node.setdefault(classifier.node, []).append(classifier)
+    chosen = []
+    for same in by_node.values():
+        best = next((c for c in same if c.logits.meta["val"].dim() == rank), same[0])
+        endings = [c.ending for c in same if c.ending and c.logits is best.logits]
+        chosen.append(replace(best, ending=endings[0] if endings else None))
+    return chosen
+
+
+def _classifier_of(graph: torch.fx.Graph, output: Node) -> Classifier | None:
+    logits, ending = _without_ending(output)
     node = logits
-    while True:
-        if _is_classifier(node):
-            return Classifier(name_of(node), logits, node)
-        if node.target not in _TRANSPARENT | _POOL:
+    passed = _TRANSPARENT | _POOL | (_SWAPS if _rank(logits) == 3 else set())
+    while not _is_classifier(node):
+        if node.target not in passed:
             return None
         node = node.args[0]
+    if _rank(logits) == 1:  # one logit, without an axis for it
+        logits = _with_axis(graph, logits)
+    return Classifier(name_of(node), logits, node, ending)
+
+
+def _without_ending(output: Node) -> tuple[Node, str | None]:
+    """What stands in front of a softmax over the classes, or a sigmoid, at the very end; and which of them."""
+    node = output
+    while node.op == "call_function" and node.target in _SHAPES:
+        node = node.args[0]
+    ending = _ENDINGS.get(node.target)
+    rank = _rank(node) if ending else 0
+    over_classes = ending == "sigmoid" or (ending and rank in (2, 3) and node.args[1] % rank > 0)
+    if not over_classes or not isinstance(node.args[0], Node):
+        return output, None
+    return node.args[0], ending
+
+
+def _with_axis(graph: torch.fx.Graph, logits: Node) -> Node:
+    """`[N]` as `[N, 1]`: what it was, where it has lost an axis of one."""
+    before = logits.args[0] if logits.op == "call_function" and logits.target in _SHAPES else None
+    if isinstance(before, Node) and _rank(before) == 2:
+        return before
+    with graph.inserting_after(logits):
+        wide = graph.call_function(aten.unsqueeze.default, (logits, 1))
+    wide.meta = {**logits.meta, "val": logits.meta["val"].unsqueeze(1)}
+    return wide
+
+
+def _side_by_side(graph: torch.fx.Graph, classifiers: Sequence[Classifier], target: Target) -> tuple[Node, Node]:
+    """The logits of several heads as one tensor, and their weights, as new nodes at the end of the graph."""
+    axis = _class_axis(target)
+    logits = [c.logits for c in classifiers]
+    weights = [c.node.args[1] for c in classifiers]
+    if any(_rank(n) != len(target.layout or "NK") for n in logits):
+        shapes = [["N", *map(int, n.meta["val"].shape[1:])] for n in logits]
+        raise AttachError(f"explain: the logits of target.heads must have the axes of target.layout, got {shapes}")
+    if len({c.ending for c in classifiers}) > 1:
+        raise AttachError(f"explain: target.heads must end alike, got {[c.ending or 'logits' for c in classifiers]}")
+    with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+        joined = graph.call_function(aten.cat.default, (logits, axis))
+        rows = weights
+        if len({n.meta["val"].shape[1] for n in weights}) == 1:  # else no tube asks for them
+            rows = [graph.call_function(aten.flatten.using_ints, (n, 1)) for n in weights]
+            for row, weight in zip(rows, weights, strict=True):
+                row.meta = {"val": weight.meta["val"].flatten(1)}
+            rows = [graph.call_function(aten.cat.default, (rows, 0))]
+            rows[0].meta = {"val": torch.cat([n.meta["val"].flatten(1) for n in weights])}
+    joined.meta = {**logits[-1].meta, "val": torch.cat([n.meta["val"] for n in logits], axis)}
+    return joined, rows[0]
+
+
+def _check_same_features(graph: torch.fx.Graph, classifiers: Sequence[Classifier], source: Node) -> None:
+    for classifier in classifiers:
+        if _pooling_input(graph, classifier) is not source:
+            raise AttachError(
+                f"explain: target.heads must read the same features for a Saliency Tube, '{classifier.name}' has "
+                "others; Grad-CAM with layer= explains such heads, or features= names what both have come from"
+            )
+
+
+def _class_axis(target: Target) -> int:
+    return 2 if target.layout == "NTK" else 1
+
+
+def _classes_of(classifier: Classifier, target: Target) -> int:
+    return int(classifier.logits.meta["val"].shape[_class_axis(target)])
+
+
+def _as_grid(graph: torch.fx.Graph, source: Node, classifier: Classifier) -> Node:
+    """What a classifier of time steps reads, `[N, t, C]` or `[N, C, t]`, as `[N, C, t, 1, 1]`; all else as it is."""
+    if _rank(source) != 3:
+        return source
+    with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+        if classifier.node.target in _LINEAR:
+            source, value = graph.call_function(aten.permute.default, (source, [0, 2, 1])), source.meta["val"]
+            source.meta = {"val": value.permute(0, 2, 1)}
+        for _ in range(2):
+            source, value = graph.call_function(aten.unsqueeze.default, (source, -1)), source.meta["val"]
+            source.meta = {"val": value.unsqueeze(-1)}
+    return source
+
+
+def _rank(node: Node) -> int:
+    return node.meta["val"].dim()
 
 
 def _is_classifier(node: Node) -> bool:

@@ -17,6 +17,8 @@ from .attach import Attached, attach
 from .dataflow import AttachError, FrameByFrame, capture, unwrapped
 from .heads import Evidence, Head
 from .heads.base import BORDER, as_grid
+from .scores import Choice, Score
+from .targets import Target
 
 Size = tuple[int, int, int]
 
@@ -25,8 +27,9 @@ def explain(
     model: nn.Module,
     methods: Head | Sequence[Head],
     example: Tensor,
-    classes: str | int | Sequence[int] = "predicted",
+    classes: Choice = "predicted",
     *,
+    target: Target | None = None,
     head: str | None = None,
     features: str | None = None,
 ) -> ExplainedModel:
@@ -42,6 +45,8 @@ def explain(
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
         classes: what is explained, for each sample of the batch by itself: `"predicted"`, a list of class indices,
             `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
+        target: which score of the class: by default its logit, else one of several steps or heads, or against another
+            class; and how logits are read as probabilities.
         head: module path of the classifier, for a network with several (verb and noun).
         features: module path of the layer to explain instead of the input of the global pooling.
 
@@ -54,7 +59,7 @@ def explain(
             `FeaturePyramid` cannot follow.
         ValueError, TypeError: an argument does not fit.
     """
-    return ExplainedModel(model, methods, example, classes, head=head, features=features)
+    return ExplainedModel(model, methods, example, classes, target=target, head=head, features=features)
 
 
 class ExplainedModel(nn.Module):
@@ -78,8 +83,9 @@ class ExplainedModel(nn.Module):
         model: nn.Module,
         methods: Head | Sequence[Head],
         example: Tensor,
-        classes: str | int | Sequence[int] = "predicted",
+        classes: Choice = "predicted",
         *,
+        target: Target | None = None,
         head: str | None = None,
         features: str | None = None,
     ) -> None:
@@ -93,6 +99,7 @@ class ExplainedModel(nn.Module):
         self.model = _frames_apart(model, example)
         self.size: Size = tuple(example.shape[2:])
         self.head, self.features = head, features
+        self.target = _check_target(target, self.methods, head)
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
         self._graphs: dict[Size, tuple[GraphModule, Attached]] = {}
         self.channels = example.shape[1]
@@ -104,18 +111,16 @@ class ExplainedModel(nn.Module):
         network, attached = self._graph(self.size)
         with torch.inference_mode():
             logits, grid, weight, *_ = network(_one(example))
-        if logits.dim() != 2:
-            raise AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
-        self.num_classes = logits.shape[1]
+        self.score = Score(self.target, classes, logits, attached.head_classes, attached.ending)
+        self.num_classes = self.score.num_classes
         self.feature_shape = tuple(as_grid(grid, logits.shape[0]).shape[1:])
         self.temporal_resolution = self.feature_shape[1]
         self.median_weight = weight.detach().float().median().item()
-        self.classes = _Classes(classes, self.num_classes)
-        self.classes_input = self.classes.input
-        self.maps = self.classes.count
+        self.classes_input = self.score.input
+        self.maps = self.score.count
         layers = attached.route.layers if attached.route else ()
         self.bound = tuple(m.bind(weight.detach().flatten(1).float(), layers) for m in self.methods)
-        self.output_meanings = _outputs(self.bound)
+        self.output_meanings = _outputs(self.score.meaning_of_logits(), self.bound)
         self.output_names = tuple(self.output_meanings)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
             warnings.warn(
@@ -140,7 +145,7 @@ class ExplainedModel(nn.Module):
         if clip.shape[1] != self.channels:
             raise ValueError(f"explain: clip must have {self.channels} channels, got {list(clip.shape)}")
         if classes is not None:
-            self.classes.check(classes, clip.shape[0])
+            self.score.check(classes, clip.shape[0])
         return self.at(tuple(clip.shape[2:]))(clip, classes, tau, n_sigma)
 
     def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
@@ -153,7 +158,7 @@ class ExplainedModel(nn.Module):
         key = (tuple(size), plugin)
         if key not in self._sized:
             self._sized[key] = SizedExplanation(
-                *self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
+                *self._graph(key[0]), self.bound, self.score, key[0], plugin, self._like["dtype"], self._outside
             )
         return self._sized[key]
 
@@ -191,7 +196,7 @@ class ExplainedModel(nn.Module):
             "methods": [
                 (m if m.depth is None else b).describe() for m, b in zip(self.methods, self.bound, strict=True)
             ],
-            "classes": self.classes.choice,
+            **self.score.describe(),
             "head": self.head,
             "features": self.features,
             "feature_shape": list(self.feature_shape),
@@ -202,7 +207,7 @@ class ExplainedModel(nn.Module):
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
             graph = capture(self.model, (self.channels, *size), self._like)
-            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
+            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods, self.target)
         return self._graphs[size]
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
@@ -226,7 +231,7 @@ class SizedExplanation(nn.Module):
         network: GraphModule,
         attached: Attached,
         heads: Sequence[Head],
-        classes: _Classes,
+        score: Score,
         size: Size,
         plugin: bool,
         inside: torch.dtype,
@@ -234,7 +239,7 @@ class SizedExplanation(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.attached = network, attached
-        self.heads, self.classes, self.size = tuple(heads), classes, size
+        self.heads, self.score, self.size = tuple(heads), score, size
         self.inside, self.outside = inside, outside
         self.compute = torch.promote_types(inside, torch.float32)
         # The fused ops compute in float32; a network in float64 wants more.
@@ -275,10 +280,10 @@ class SizedExplanation(nn.Module):
         """What comes after the network: every output but the logits."""
         batch, route = logits.shape[0], self.attached.route
         weight = as_type(weight.flatten(1), self.compute)
-        chosen = self.classes.chosen(logits, classes)
+        chosen = self.score.chosen(logits, classes)
         evidence = Evidence(
             features=as_grid(features, batch),
-            rows=weight[chosen],
+            rows=self.score.rows(weight, chosen),
             weight=weight,
             size=self.size,
             ops=self.ops,
@@ -289,6 +294,7 @@ class SizedExplanation(nn.Module):
             parameters=self.parameter,
             logits=logits,
             chosen=chosen,
+            score=self.score,
             backward=self.attached.backward,
             tensors=self.tensors(further),
             again=self.again,
@@ -342,62 +348,8 @@ class _LogitsOnly(nn.Module):
         return self.whole.look(clip)[0]
 
 
-class _Classes:
-    """Which classes are explained: the option as given, checked, and the choice of the classifier's rows."""
-
-    def __init__(self, choice: str | int | Sequence[int], num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.choice: str | list[int]
-        if isinstance(choice, str):
-            self.choice = choice
-            self.top = {"predicted": 1, "input": 0}.get(choice, -1)
-            if self.top < 0:
-                digits = choice.removeprefix("top")
-                if not (choice.startswith("top") and digits.isdigit() and 1 <= int(digits) <= num_classes):
-                    raise ValueError(
-                        f"explain: classes must be 'predicted', 'input', 'top1'..'top{num_classes}' or a list of class "
-                        f"indices, got {choice!r}"
-                    )
-                self.top = int(digits)
-        else:
-            self.choice = [int(choice)] if isinstance(choice, int) else [int(c) for c in choice]
-            self.top = 0
-            if not self.choice:
-                raise ValueError("explain: classes must name at least one class, got an empty list")
-            if not all(0 <= c < num_classes for c in self.choice):
-                raise ValueError(f"explain: classes must lie in 0..{num_classes - 1}, got {self.choice}")
-        self.input = self.choice == "input"
-        self.count = None if self.input else self.top or len(self.choice)
-
-    def check(self, classes: Tensor, batch: int) -> None:
-        if not self.input:
-            raise ValueError(f"explain: classes is no input here: the model was explained for classes={self.choice!r}")
-        if classes.dtype != torch.int64 or classes.dim() != 2 or classes.shape[0] != batch:
-            raise ValueError(
-                f"explain: classes must be an int64 tensor [N, M] with N = {batch}, got {classes.dtype} "
-                f"{list(classes.shape)}"
-            )
-        if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= self.num_classes):
-            raise ValueError(
-                f"explain: classes must lie in 0..{self.num_classes - 1}, "
-                f"got {int(classes.min())}..{int(classes.max())}"
-            )
-
-    def chosen(self, logits: Tensor, classes: Tensor | None) -> Tensor:
-        """int64 `[N, M]`, or `[M]` where the classes are fixed."""
-        if isinstance(self.choice, list):
-            return torch.tensor(self.choice, device=logits.device)
-        if self.input:
-            if classes is None:
-                raise ValueError("explain: classes must be given: the model was explained with classes='input'")
-            return classes
-        if self.top == 1:
-            return logits.argmax(1, keepdim=True)
-        return logits.topk(self.top, 1).indices
-
-
-def _outputs(methods: Sequence[Head]) -> dict[str, str]:
-    outputs = {"logits": "class scores before any softmax [N, K]"}
+def _outputs(logits: str, methods: Sequence[Head]) -> dict[str, str]:
+    outputs = {"logits": logits}
     for method in methods:
         for name, meaning in method.outputs().items():
             unique, copy_number = name, 2
@@ -414,6 +366,24 @@ def _check_model(model: nn.Module) -> nn.Module:
     if any(m.training for m in model.modules()):
         raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
     return model
+
+
+def _check_target(target: Target | None, methods: Sequence[Head], head: str | None) -> Target:
+    if target is None:
+        return Target()
+    if not isinstance(target, Target):
+        raise TypeError(f"explain: target must be a clipsight.Target, got {type(target).__name__}")
+    if target.heads and head is not None:
+        raise ValueError(f"explain: head must be left out where target names the heads {target.heads}, got {head!r}")
+    rows = [m.name for m in methods if m.needs_pooling or m.depth is not None]
+    if rows and target.steps not in (None, "mean"):
+        raise ValueError(
+            f"explain: target.steps must be 'mean' for {rows[0]}, which weighs all places alike, got {target.steps!r}; "
+            "a step or the largest is explained by the methods that go back from the logits, such as Grad-CAM"
+        )
+    if any(m.depth is not None for m in methods) and target.heads:
+        raise ValueError(f"explain: target.heads must be left out for a FeaturePyramid, got {target.heads}")
+    return target
 
 
 def _check_clip(clip: Tensor) -> None:

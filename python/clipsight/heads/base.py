@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backward.places import Place
-from ..backward.walk import Backward, Rules, one_hot
+from ..backward.walk import Backward, Rules
 from ..convolutions import Route
 from ..preprocessing import Preprocessing
 from ..pyramid import Layer
+from ..scores import Score
 from .relevance import Cam, Volume
 
 BORDER = 1e-4  # share of its range within which rounding may turn the gate of a feature pyramid, in float32
@@ -27,7 +28,7 @@ class Evidence:
 
     Attributes:
         features: `[N, C, t, h, w]`, the input of the global pooling.
-        rows: `[M, C]` or `[N, M, C]`, float32: the classifier's weights of the explained classes.
+        rows: `[M, C]` or `[N, M, C]`, float32: the classifier's weights of the explained scores.
         weight: `[K, C]`, float32: those of all classes.
         size: `(T, H, W)` of the clip.
         ops: `clipsight.ops` (fused kernels) or `clipsight.reference` (plain torch); both have the same functions.
@@ -37,8 +38,9 @@ class Evidence:
         route: the convolutions in front of the features, where a head asked for them.
         taps: the tensors that these read, `[N, C, t, h, w]` or `[N, C]`, by the route's tensor number.
         parameters: the network's parameters, by name.
-        logits: `[N, K]`.
-        chosen: int64 `[M]` or `[N, M]`, the explained classes.
+        logits: `[N, K]`, or with steps as the target's layout says.
+        chosen: int64 `[M]` or `[N, M]`, the explained classes, or `[R, N, M]`: those of each term of the scores.
+        score: what is explained of them.
         backward: the walks back from the logits, where a head asked for some.
         tensors: those of the forward pass that the walks need, by number.
         again: the network on other clips `[N', 3, T, H, W]`: (logits, tensors).
@@ -62,6 +64,7 @@ class Evidence:
     parameters: Callable[[str], Tensor] | None = None
     logits: Tensor | None = None
     chosen: Tensor | None = None
+    score: Score | None = None
     backward: Backward | None = None
     tensors: dict[int, Tensor] = field(default_factory=dict)
     again: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]] | None = None
@@ -76,14 +79,8 @@ class Evidence:
         return as_grid(self.tensors[self.backward.stops[place]], self.logits.shape[0], self.tokens.get(place))
 
     def seed(self, score: str = "logit") -> Tensor:
-        """`[M, N, K]`: the derivative of each explained class's `"logit"` or `"softmax"` probability by the logits."""
-        batch, classes = self.logits.shape
-        chosen = self.chosen.unsqueeze(1).expand(-1, batch) if self.chosen.dim() == 1 else self.chosen.transpose(0, 1)
-        hot = one_hot(chosen, classes, torch.promote_types(self.logits.dtype, torch.float32))
-        if score == "logit":
-            return hot
-        probability = torch.softmax(self.logits.to(hot.dtype), 1)
-        return (hot * probability).sum(2, keepdim=True) * (hot - probability)
+        """The derivative of each explained score by the logits, `[M, N, K]`: of sums of `"logit"` or of `"softmax"`."""
+        return self.score.seed(self.logits, self.chosen, score)
 
     def arrived(self, rules: Rules, place: Place, score: str = "logit") -> Tensor:
         """What the rules bring from the classes there, `[N, M, C, t, h, w]`; one walk serves all heads that want it."""
@@ -93,13 +90,14 @@ class Evidence:
         g = self.computed[rules, score][self.backward.stops[place]]  # [M, B, ...]
         grid = as_grid(g.flatten(0, 1), g.shape[0] * self.logits.shape[0], self.tokens.get(place))
         # Gates stop a NaN on its way back; where the logits are not finite, nothing is explained.
-        nan = (self.logits - self.logits).sum(1).to(grid.dtype)
+        nan = (self.logits - self.logits).flatten(1).sum(1).to(grid.dtype)
         return grid.unflatten(0, (g.shape[0], -1)).transpose(0, 1) + nan.view(-1, 1, 1, 1, 1, 1)
 
     def at(self, clip: Tensor, chosen: Tensor, copies: int) -> Evidence:
-        """Some classes `[M]` or `[N, M]` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
+        """Classes as in `chosen` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
         logits, tensors = self.again(clip)
-        chosen = chosen if chosen.dim() == 1 else chosen.repeat(copies, 1)
+        if chosen.dim() > 1:
+            chosen = chosen.repeat(*[1] * (chosen.dim() - 2), copies, 1)
         return replace(self, logits=logits, tensors=tensors, chosen=chosen, computed={})
 
     def read_by(self, layer: str) -> Tensor:
