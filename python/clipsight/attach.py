@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
@@ -21,12 +22,14 @@ from .dataflow import AttachError, follow_sizes, where, without_mutation
 from .graph.affine import Features, find_grid, find_rows
 from .graph.axes import Grid
 from .graph.dataflow import Dataflow, Op
+from .graph.logits import ENDINGS, Logits, candidates, choose_logits, strip_endings
 from .graph.places import Place, Spot, find_place
-from .graph.score import Score, candidates, choose_score, strip_endings
+from .targets import Target
 
 if TYPE_CHECKING:
     from .heads import Head
 
+aten = torch.ops.aten
 ROWS = "_class_rows"
 
 
@@ -35,7 +38,7 @@ class Attached:
     """What `attach` found, and which of the rewired graph's outputs is what.
 
     Attributes:
-        score: what is explained.
+        logits: the network's output that is explained; with several heads the first of them.
         names: of the outputs, in order: `"logits"`, `"features"` and `"rows"` where there are some, and the nodes of
             the tensors that routes and walks look at.
         features: the grid of a Saliency Tube, or `None`.
@@ -44,9 +47,10 @@ class Attached:
         backward: the walks back from the logits that heads asked for, or `None`.
         spots: where heads look, by place.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
+        head_classes: number of classes of each of the target's heads, whose logits stand side by side.
     """
 
-    score: Score
+    logits: Logits
     names: tuple[str | Node, ...]
     features: Features | None = None
     read: Grid | None = None
@@ -54,6 +58,12 @@ class Attached:
     backward: Backward | None = None
     spots: Mapping[Place, Spot] = field(default_factory=dict)
     linear: bool = False
+    head_classes: tuple[int, ...] = ()
+
+    @property
+    def ending(self) -> str | None:
+        """What was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`."""
+        return ENDINGS.get(self.logits.ends_in)
 
     def get(self, outputs: Sequence[Tensor], name: str | Node) -> Tensor | None:
         """One of the outputs of the rewired graph, or `None` where it does not give that."""
@@ -66,6 +76,7 @@ def attach(
     head: str | None,
     features: str | None,
     methods: Sequence[Head] = (),
+    target: Target | None = None,
 ) -> Attached:
     """Rewires a captured network to return what heads look at, the logits first; see `Attached.names`.
 
@@ -76,49 +87,55 @@ def attach(
         features: module path of the layer whose output is explained; by default the input of the first reduction.
         methods: the heads: whether they need a grid that the classifier's rows speak about; how deep a class feature
             pyramid goes; which walks back from the logits there are.
+        target: what is explained: of several heads, or of logits per time step.
 
     Raises:
         AttachError: nothing fits; the message lists the candidates.
     """
     graph, name = module.graph, type(network).__name__
     without_mutation(graph)
+    target = target or Target()
     endings = strip_endings(graph)
+    chosen = choose_logits(Dataflow(graph), endings, name, target.heads or [head][: head is not None], _rank(target))
+    scores, by_class = _scores(graph, chosen, target)
     flow = Dataflow(graph)
-    score = choose_score(flow, endings, name, head)
+    score, logits = flow.ops[by_class], chosen[0]
+    classifier = logits.classifier and flow.ops[logits.classifier.node]
     depths = [m.depth for m in methods if m.depth is not None]
     pooled = any(m.needs_pooling for m in methods)
-    found = _features(module, flow, score, name, pooled)
+    found = _features(module, flow, score, classifier, name, pooled)
     source, linear = None if found is None else found.op, found is not None
     if features is not None:
-        source = _named_features(flow, features, found, score, bool(pooled or depths))
+        source = _named_features(flow, features, found, score, logits.name, bool(pooled or depths))
         linear = found is not None and source is found.op
     if depths and source is None:
-        source = _read_by_classifier(flow, score, name)
+        source = _layer(flow, classifier, name).inputs[0]
     route = None
     if depths:
-        classifier = _classifier(flow, score, name)
+        classifier = _layer(flow, classifier, name)
         route = find_route(graph, source.node, classifier.node, "all" if "all" in depths else max(depths))
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
     grid = source if source is not None and source.grid is not None else None
-    spots = {place: find_place(flow, place, score.logits, grid) for place in places}
+    spots = {place: find_place(flow, place, flow.ops[scores], grid) for place in places}
     stops = {place: spot.op.node for place, spot in spots.items()}
-    backward = find_backward(graph, score.logits.node, walks, stops) if stops else None
-    outputs: dict[str | Node, Node] = {"logits": score.logits.node}
+    backward = find_backward(graph, scores, walks, stops) if stops else None
+    outputs: dict[str | Node, Node] = {"logits": scores}
     if source is not None and (pooled or depths or linear):
-        outputs |= {"features": source.node, "rows": _rows(module, found, score)}
+        outputs |= {"features": source.node, "rows": _rows(module, found, classifier)}
     outputs |= {
         node: node for node in (*(route.nodes if route else ()), *(backward.nodes.values() if backward else ()))
     }
     attached = Attached(
-        score=score,
+        logits=logits,
         names=tuple(outputs),
         features=found,
         read=None if source is None else source.grid,
         route=route,
         backward=backward,
         spots=spots,
-        linear=linear,
+        linear=linear and target.steps is None,
+        head_classes=tuple(_classes(x.op.node, target) for x in chosen) if target.heads else (),
     )
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(outputs.values()),)
@@ -129,40 +146,78 @@ def attach(
     return attached
 
 
-def _features(module: GraphModule, flow: Dataflow, score: Score, name: str, needed: bool) -> Features | None:
+def _rank(target: Target) -> int:
+    return len(target.layout or "NK")
+
+
+def _class_axis(target: Target) -> int:
+    return 2 if target.layout == "NTK" else 1
+
+
+def _classes(logits: Node, target: Target) -> int:
+    return int(logits.meta["val"].shape[_class_axis(target)])
+
+
+def _scores(graph: Graph, chosen: Sequence[Logits], target: Target) -> tuple[Node, Node]:
+    """The logits, of several heads side by side; and what the class rows are about: their mean over time steps."""
+    nodes = [logits.op.node for logits in chosen]
+    shapes = [f"[{', '.join(['N', *map(str, node.meta['val'].shape[1:])])}]" for node in nodes]
+    if any(node.meta["val"].dim() != _rank(target) for node in nodes):
+        raise AttachError(
+            f"explain: the logits must have shape [{', '.join(target.layout or 'NK')}]"
+            f"{' by target.layout' if target.layout else ''}, got {', '.join(shapes)}; of logits per time "
+            "step target=Target(steps='mean', layout='NKT') or 'NTK' says what is explained"
+        )
+    if len({logits.ends_in for logits in chosen}) > 1:
+        raise AttachError(f"explain: target.heads must end alike, got {[x.ends_in or 'logits' for x in chosen]}")
+    with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+        scores = nodes[0] if len(nodes) == 1 else _call(graph, aten.cat.default, nodes, _class_axis(target))
+        if target.steps is None:
+            return scores, scores
+        by_class = scores
+        if target.layout == "NT":
+            by_class = _call(graph, aten.unsqueeze.default, by_class, 1)
+        return scores, _call(graph, aten.mean.dim, by_class, [1 if target.layout == "NTK" else 2])
+
+
+def _call(graph: Graph, op, *args) -> Node:
+    node = graph.call_function(op, args)
+    values = torch.fx.node.map_arg(args, lambda n: n.meta["val"])
+    node.meta["val"] = op(*values)
+    return node
+
+
+def _features(
+    module: GraphModule, flow: Dataflow, score: Op, classifier: Op | None, name: str, needed: bool
+) -> Features | None:
     try:
-        start = find_grid(flow, score.logits, name)
-        return find_rows(module, flow, score.logits, start, name)
+        return find_rows(module, flow, score, find_grid(flow, score, name), name)
     except AttachError as error:
         if not needed:
             return None
-        raise AttachError(f"{error}{_others(flow, score)}{candidates(flow)}") from None
+        raise AttachError(f"{error}{_others(flow, classifier)}{candidates(flow)}") from None
 
 
-def _others(flow: Dataflow, score: Score) -> str:
+def _others(flow: Dataflow, classifier: Op | None) -> str:
     """What else is defined for a network without a grid behind which it is affine."""
     try:
-        classifier = _classifier(flow, score, "")
-        find_route(flow.graph, classifier.inputs[0].node, classifier.node, "all")
+        layer = _layer(flow, classifier, "")
+        find_route(flow.graph, layer.inputs[0].node, layer.node, "all")
     except AttachError:
         return "."
     return "; so does FeaturePyramid."
 
 
-def _classifier(flow: Dataflow, score: Score, name: str) -> Op:
-    if score.classifier is None or score.classifier.kind.name not in ("linear", "conv"):
+def _layer(flow: Dataflow, classifier: Op | None, name: str) -> Op:
+    if classifier is None or classifier.kind.name not in ("linear", "conv"):
         raise AttachError(
             f"explain: FeaturePyramid needs logits that come from a linear layer or a 1x1x1 convolution; {name} ends "
             f"otherwise. Grad-CAM explains such networks{candidates(flow)}"
         )
-    return score.classifier
+    return classifier
 
 
-def _read_by_classifier(flow: Dataflow, score: Score, name: str) -> Op:
-    return _classifier(flow, score, name).inputs[0]
-
-
-def _named_features(flow: Dataflow, path: str, found: Features | None, score: Score, needed: bool) -> Op:
+def _named_features(flow: Dataflow, path: str, found: Features | None, score: Op, head: str, needed: bool) -> Op:
     """The output of a module, instead of the features that were found.
 
     The rows say something about it only if it has the same channels, in front of the features.
@@ -179,19 +234,19 @@ def _named_features(flow: Dataflow, path: str, found: Features | None, score: Sc
             f"Grad-CAM explains such networks: GradCAM(layer={path!r})" + candidates(flow)
         )
     expected = found.grid.channels if found else op.grid.channels
-    if needed and (op.grid.channels != expected or op not in flow.ancestors(score.logits)):
+    if needed and (op.grid.channels != expected or op not in flow.ancestors(score)):
         raise AttachError(
             f"explain: the features {where(op.node)} must have the {expected} channels that the classifier "
-            f"'{score.name}' reads, got {op.grid.channels} channels. Its weights say nothing about other layers; "
+            f"'{head}' reads, got {op.grid.channels} channels. Its weights say nothing about other layers; "
             "Grad-CAM is the method for those." + candidates(flow)
         )
     return op
 
 
-def _rows(module: GraphModule, found: Features | None, score: Score) -> Node:
+def _rows(module: GraphModule, found: Features | None, classifier: Op) -> Node:
     """The node of the class rows: the classifier's own parameter where they are that, so that files hold it once."""
     if found is None:
-        return score.classifier.node.args[1]
+        return classifier.node.args[1]
     if found.weight is not None:
         return found.weight
     like = next(iter(module.parameters()), found.rows)

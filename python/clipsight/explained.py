@@ -22,7 +22,9 @@ from .heads import Evidence, Head
 from .heads.base import BORDER
 from .inputs import as_we_call_it, check_clip, check_model, check_runs, layout_of, one_of
 from .layouts import OURS, order, size_of
+from .scores import Choice, Score
 from .suspects import mixes_samples, not_finite
+from .targets import Target
 
 Size = tuple[int, int, int]
 
@@ -31,8 +33,9 @@ def explain(
     model: nn.Module,
     methods: Head | Sequence[Head],
     example: Tensor,
-    classes: str | int | Sequence[int] = "predicted",
+    classes: Choice = "predicted",
     *,
+    target: Target | None = None,
     head: str | None = None,
     features: str | None = None,
     layout: str | None = None,
@@ -49,6 +52,8 @@ def explain(
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
         classes: what is explained, for each sample of the batch by itself: `"predicted"`, a list of class indices,
             `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
+        target: which score of the class: by default its logit, else one of several steps or heads, or against another
+            class; and how logits are read as probabilities.
         head: module path of the classifier, for a network with several (verb and noun).
         features: module path of the layer to explain instead of the input of the global pooling.
         layout: the order of the axes of the clips that the model takes, `"NCTHW"`, `"NTCHW"` or `"NTHWC"`; by default
@@ -65,7 +70,7 @@ def explain(
         ValueError, TypeError: an argument does not fit; among them an example whose axes look like those of another
             layout, where none is given.
     """
-    return ExplainedModel(model, methods, example, classes, head=head, features=features, layout=layout)
+    return ExplainedModel(model, methods, example, classes, target=target, head=head, features=features, layout=layout)
 
 
 class ExplainedModel(nn.Module):
@@ -90,8 +95,9 @@ class ExplainedModel(nn.Module):
         model: nn.Module,
         methods: Head | Sequence[Head],
         example: Tensor,
-        classes: str | int | Sequence[int] = "predicted",
+        classes: Choice = "predicted",
         *,
+        target: Target | None = None,
         head: str | None = None,
         features: str | None = None,
         layout: str | None = None,
@@ -107,6 +113,7 @@ class ExplainedModel(nn.Module):
         self.model = as_we_call_it(model, example, self.layout)
         self.size: Size = size_of(example.shape, self.layout)
         self.head, self.features = head, features
+        self.target = _check_target(target, self.methods, head)
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
         self._graphs: dict[Size, tuple[GraphModule, Attached]] = {}
         self.channels = example.shape[self.layout.index("C")]
@@ -118,19 +125,19 @@ class ExplainedModel(nn.Module):
         network, attached = self._graph(self.size)
         with torch.inference_mode(), in_words_of_ours(AttachError, not_run):
             logits = network(channels_first(one_of(example), self.layout))[0]
-        self.num_classes = int(attached.score.logits.shape[1])
+        self.score = Score(self.target, classes, logits, attached.head_classes, attached.ending)
+        self.num_classes = self.score.num_classes
         weight = rows_of(network, attached)
         self.median_weight = None if weight is None else weight.median().item()
-        self.classes = _Classes(classes, self.num_classes)
-        self.classes_input = self.classes.input
-        self.maps = self.classes.count
+        self.classes_input = self.score.input
+        self.maps = self.score.count
         layers = attached.route.layers if attached.route else ()
         self.bound = tuple(m.bind(weight, layers) for m in self.methods)
         self.spots = tuple(_spot(m, attached) for m in self.methods)
         spot = self.spots[0]
         self.feature_shape = (spot["channels"], *spot["grid"])
         self.temporal_resolution = self.feature_shape[1]
-        self.output_meanings = _outputs(self.bound)
+        self.output_meanings = _outputs(self.score.meaning_of_logits(), self.bound)
         self.output_names = tuple(self.output_meanings)
         self._warn_of_suspects(network, logits)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
@@ -158,7 +165,7 @@ class ExplainedModel(nn.Module):
             where = "" if self.layout == OURS else f" (axes {self.layout})"
             raise ValueError(f"explain: clip must have {self.channels} channels{where}, got {list(clip.shape)}")
         if classes is not None:
-            self.classes.check(classes, clip.shape[0])
+            self.score.check(classes, clip.shape[0])
         return self.at(size_of(clip.shape, self.layout))(clip, classes, tau, n_sigma)
 
     def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
@@ -173,7 +180,7 @@ class ExplainedModel(nn.Module):
             self._sized[key] = SizedExplanation(
                 *self._graph(key[0]),
                 self.bound,
-                self.classes,
+                self.score,
                 key[0],
                 plugin,
                 self._like["dtype"],
@@ -192,7 +199,7 @@ class ExplainedModel(nn.Module):
         An image classifier sees each frame in a call of its own. The clip `[N, 3, T, H, W]` is copied: code in place
         may change it.
         """
-        output = self._graph(tuple(clip.shape[2:]))[1].score.output
+        output = self._graph(size_of(clip.shape, self.layout))[1].logits.output
 
         def logits_of(network: nn.Module, images: Tensor) -> Tensor:
             return torch.utils._pytree.tree_leaves(network(images))[output]
@@ -234,7 +241,7 @@ class ExplainedModel(nn.Module):
         methods = zip(self.methods, self.bound, self.spots, strict=True)
         return {
             "methods": [(m if m.depth is None else b).describe() | {"explains": spot} for m, b, spot in methods],
-            "classes": self.classes.choice,
+            **self.score.describe(),
             "head": self.head,
             "features": self.features,
             "feature_shape": list(self.feature_shape),
@@ -250,7 +257,8 @@ class ExplainedModel(nn.Module):
                 check_runs(self.model, torch.zeros(1, self.channels, *size, **self._like))
                 raise
             with in_words_of_ours(AttachError, not_read):
-                self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
+                attached = attach(graph, self.model, self.head, self.features, self.methods, self.target)
+            self._graphs[size] = graph, attached
         return self._graphs[size]
 
     def _warn_of_suspects(self, network: GraphModule, logits: Tensor) -> None:
@@ -292,7 +300,7 @@ class SizedExplanation(nn.Module):
         network: GraphModule,
         attached: Attached,
         heads: Sequence[Head],
-        classes: _Classes,
+        score: Score,
         size: Size,
         plugin: bool,
         inside: torch.dtype,
@@ -301,7 +309,7 @@ class SizedExplanation(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.attached, self.layout = network, attached, layout
-        self.heads, self.classes, self.size = tuple(heads), classes, size
+        self.heads, self.score, self.size = tuple(heads), score, size
         self.inside, self.outside = inside, outside
         self.compute = torch.promote_types(inside, torch.float32)
         # The fused ops compute in float32; a network in float64 wants more.
@@ -342,18 +350,19 @@ class SizedExplanation(nn.Module):
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
         attached, logits = self.attached, seen[0]
-        weight, chosen = attached.get(seen, "rows"), self.classes.chosen(logits, classes)
+        weight, chosen = attached.get(seen, "rows"), self.score.chosen(logits, classes)
         weight = None if weight is None else as_type(weight.flatten(1), self.compute)
         evidence = Evidence(
             logits=logits,
             chosen=chosen,
+            score=self.score,
             size=self.size,
             ops=self.ops,
             attached=attached,
             network=self.network,
             features=self.features(seen),
             weight=weight,
-            rows=None if weight is None else weight[chosen],
+            rows=None if weight is None else self.score.rows(weight, chosen),
             taps=self.taps(seen),
             tensors=self.tensors(seen),
             parameters=self.parameter,
@@ -425,10 +434,10 @@ def _spot(method: Head, attached: Attached) -> dict[str, Any]:
     """What a head explains: the layer, its channels and its grid `(t, h, w)`."""
     places = method.places()
     if not places and attached.read is not None:
-        op = attached.features.op if attached.features else attached.score.classifier
+        op = attached.features.op if attached.features else attached.logits.classifier
         return Spot(op, attached.read).describe()
     if not places:  # what a fully connected classifier reads
-        classifier = attached.score.classifier
+        classifier = attached.logits.classifier
         channels = int(classifier.node.args[1].meta["val"].shape[1])
         return {"layer": classifier.path, "op": classifier.kind.name, "channels": channels, "grid": [1, 1, 1]}
     return attached.spots[places[-1]].describe()
@@ -443,62 +452,8 @@ class _LogitsOnly(nn.Module):
         return self.whole.look(clip)[0]
 
 
-class _Classes:
-    """Which classes are explained: the option as given, checked, and the choice of the classifier's rows."""
-
-    def __init__(self, choice: str | int | Sequence[int], num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.choice: str | list[int]
-        if isinstance(choice, str):
-            self.choice = choice
-            self.top = {"predicted": 1, "input": 0}.get(choice, -1)
-            if self.top < 0:
-                digits = choice.removeprefix("top")
-                if not (choice.startswith("top") and digits.isdigit() and 1 <= int(digits) <= num_classes):
-                    raise ValueError(
-                        f"explain: classes must be 'predicted', 'input', 'top1'..'top{num_classes}' or a list of class "
-                        f"indices, got {choice!r}"
-                    )
-                self.top = int(digits)
-        else:
-            self.choice = [int(choice)] if isinstance(choice, int) else [int(c) for c in choice]
-            self.top = 0
-            if not self.choice:
-                raise ValueError("explain: classes must name at least one class, got an empty list")
-            if not all(0 <= c < num_classes for c in self.choice):
-                raise ValueError(f"explain: classes must lie in 0..{num_classes - 1}, got {self.choice}")
-        self.input = self.choice == "input"
-        self.count = None if self.input else self.top or len(self.choice)
-
-    def check(self, classes: Tensor, batch: int) -> None:
-        if not self.input:
-            raise ValueError(f"explain: classes is no input here: the model was explained for classes={self.choice!r}")
-        if classes.dtype != torch.int64 or classes.dim() != 2 or classes.shape[0] != batch:
-            raise ValueError(
-                f"explain: classes must be an int64 tensor [N, M] with N = {batch}, got {classes.dtype} "
-                f"{list(classes.shape)}"
-            )
-        if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= self.num_classes):
-            raise ValueError(
-                f"explain: classes must lie in 0..{self.num_classes - 1}, "
-                f"got {int(classes.min())}..{int(classes.max())}"
-            )
-
-    def chosen(self, logits: Tensor, classes: Tensor | None) -> Tensor:
-        """int64 `[N, M]`, or `[M]` where the classes are fixed."""
-        if isinstance(self.choice, list):
-            return torch.tensor(self.choice, device=logits.device)
-        if self.input:
-            if classes is None:
-                raise ValueError("explain: classes must be given: the model was explained with classes='input'")
-            return classes
-        if self.top == 1:
-            return logits.argmax(1, keepdim=True)
-        return logits.topk(self.top, 1).indices
-
-
-def _outputs(methods: Sequence[Head]) -> dict[str, str]:
-    outputs = {"logits": "class scores before any softmax [N, K]"}
+def _outputs(logits: str, methods: Sequence[Head]) -> dict[str, str]:
+    outputs = {"logits": logits}
     for method in methods:
         for name, meaning in method.outputs().items():
             unique, copy_number = name, 2
@@ -506,6 +461,24 @@ def _outputs(methods: Sequence[Head]) -> dict[str, str]:
                 unique, copy_number = f"{name}_{copy_number}", copy_number + 1
             outputs[unique] = meaning
     return outputs
+
+
+def _check_target(target: Target | None, methods: Sequence[Head], head: str | None) -> Target:
+    if target is None:
+        return Target()
+    if not isinstance(target, Target):
+        raise TypeError(f"explain: target must be a clipsight.Target, got {type(target).__name__}")
+    if target.heads and head is not None:
+        raise ValueError(f"explain: head must be left out where target names the heads {target.heads}, got {head!r}")
+    rows = [m.name for m in methods if m.needs_pooling or m.depth is not None]
+    if rows and target.steps not in (None, "mean"):
+        raise ValueError(
+            f"explain: target.steps must be 'mean' for {rows[0]}, which weighs all places alike, got {target.steps!r}; "
+            "a step or the largest is explained by the methods that go back from the logits, such as Grad-CAM"
+        )
+    if any(m.depth is not None for m in methods) and target.heads:
+        raise ValueError(f"explain: target.heads must be left out for a FeaturePyramid, got {target.heads}")
+    return target
 
 
 def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:

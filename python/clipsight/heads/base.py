@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backward.walk import Backward, Rules, one_hot
+from ..backward.walk import Backward, Rules
 from ..convolutions import Route
 from ..graph.places import Place
 from ..preprocessing import Preprocessing
 from ..pyramid import Layer
+from ..scores import Score
 from .relevance import Cam, Volume
 
 if TYPE_CHECKING:
@@ -28,15 +29,16 @@ class Evidence:
     """What one forward pass of the network leaves for the heads.
 
     Attributes:
-        logits: `[N, K]`.
-        chosen: int64 `[M]` or `[N, M]`, the explained classes.
+        logits: `[N, K]`, or with steps as the target's layout says.
+        chosen: int64 `[M]` or `[N, M]`, the explained classes, or `[R, N, M]`: those of each term of the scores.
+        score: what is explained of them.
         size: `(T, H, W)` of the clip.
         ops: `clipsight.ops` (fused kernels) or `clipsight.reference` (plain torch); both have the same functions.
         attached: what was found in the network.
         network: the captured network.
         features: `[N, C, t, h, w]`, what the class rows speak about, where a head asked for it.
         weight: `[K, C]`, float32: the rows of all classes.
-        rows: `[M, C]` or `[N, M, C]`, float32: those of the explained classes.
+        rows: `[M, C]` or `[N, M, C]`, float32: those of the explained scores.
         taps: the tensors that layers of the route read, `[N, C, t, h, w]` or `[N, C]`, by the route's tensor number.
         tensors: those of the forward pass that the walks back need, by number.
         parameters: the network's parameters, by name.
@@ -50,6 +52,7 @@ class Evidence:
 
     logits: Tensor
     chosen: Tensor
+    score: Score
     size: tuple[int, int, int]
     ops: ModuleType
     attached: Attached
@@ -81,14 +84,8 @@ class Evidence:
         return self.attached.spots[place].grid.of(self.tensors[self.attached.backward.stops[place]])
 
     def seed(self, score: str = "logit") -> Tensor:
-        """`[M, N, K]`: the derivative of each explained class's `"logit"` or `"softmax"` probability by the logits."""
-        batch, classes = self.logits.shape
-        chosen = self.chosen.unsqueeze(1).expand(-1, batch) if self.chosen.dim() == 1 else self.chosen.transpose(0, 1)
-        hot = one_hot(chosen, classes, torch.promote_types(self.logits.dtype, torch.float32))
-        if score == "logit":
-            return hot
-        probability = torch.softmax(self.logits.to(hot.dtype), 1)
-        return (hot * probability).sum(2, keepdim=True) * (hot - probability)
+        """The derivative of each explained score by the logits, `[M, N, K]`: of sums of `"logit"` or of `"softmax"`."""
+        return self.score.seed(self.logits, self.chosen, score)
 
     def arrived(self, rules: Rules, place: Place, score: str = "logit") -> Tensor:
         """What the rules bring from the classes there, `[N, M, C, t, h, w]`; one walk serves all heads that want it."""
@@ -99,13 +96,14 @@ class Evidence:
         g = self.computed[rules, score][backward.stops[place]]  # [M, B, ...]
         grid = self.attached.spots[place].grid.of(g, leading=1).transpose(0, 1)
         # Gates stop a NaN on its way back; where the logits are not finite, nothing is explained.
-        nan = (self.logits - self.logits).sum(1).to(grid.dtype)
+        nan = (self.logits - self.logits).flatten(1).sum(1).to(grid.dtype)
         return grid + nan.view(-1, 1, 1, 1, 1, 1)
 
     def at(self, clip: Tensor, chosen: Tensor, copies: int) -> Evidence:
-        """Some classes `[M]` or `[N, M]` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
+        """Classes as in `chosen` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
         logits, tensors = self.again(clip)
-        chosen = chosen if chosen.dim() == 1 else chosen.repeat(copies, 1)
+        if chosen.dim() > 1:
+            chosen = chosen.repeat(*[1] * (chosen.dim() - 2), copies, 1)
         return replace(self, logits=logits, tensors=tensors, chosen=chosen, computed={})
 
     def read_by(self, layer: str) -> Tensor:

@@ -1,9 +1,9 @@
-"""The score that is explained: the logits among what a network returns, and the layer that gives them."""
+"""The logits among what a network returns, and the layer that gives them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,33 +15,35 @@ from ..dataflow import AttachError
 from .dataflow import Dataflow, Op
 from .table import KINDS, Role, op_name
 
-ENDINGS = ("softmax", "log_softmax", "sigmoid")
+ENDINGS = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid"}  # what they make of logits
 
 
 @dataclass(frozen=True)
-class Score:
-    """Logits that a network returns.
+class Logits:
+    """One of the outputs of a network.
 
     Attributes:
-        logits: `[N, K]`, before the softmax or sigmoid that it ends in.
+        op: `[N, K]`, or with further axes, before the softmax or sigmoid that it ends in.
         classifier: the layer that gives them, if one does: what is behind it only averages, scales or moves.
-        ending: `"softmax"`, `"log_softmax"` or `"sigmoid"`, where the network ends in one, which is left out here.
+        ends_in: `"softmax"`, `"log_softmax"` or `"sigmoid"`, where the network ends in one, which is left out here.
         output: which of the network's outputs that is, counted as torch's pytrees do.
     """
 
-    logits: Op
+    op: Op
     classifier: Op | None
-    ending: str | None
+    ends_in: str | None
     output: int
 
     @property
     def name(self) -> str:
         """Module path of the classifier, or of what makes the logits."""
-        return (self.classifier or self.logits).path
+        return (self.classifier or self.op).path
 
 
 def strip_endings(graph: Graph) -> dict[Node, str]:
-    """Takes a softmax or sigmoid at the very end out of the graph: the score is what it reads.
+    """Takes a softmax or sigmoid at the very end out of the graph: the logits are what it reads.
+
+    A single logit without an axis of its own, `[N]`, gets one.
 
     Returns:
         By node of an output: what stood between it and what the network returned.
@@ -56,15 +58,25 @@ def strip_endings(graph: Graph) -> dict[Node, str]:
             node = node.args[0]
         kind = KINDS[op_name(node)].name if node.op == "call_function" and op_name(node) in KINDS else ""
         if kind not in ENDINGS or not _over_classes(node, result):
-            return result
+            return wide(result)
         before = node.args[0]
         for step in reversed(behind):  # the same steps, on what the ending reads
             with graph.inserting_after(step):
                 again = graph.call_function(step.target, (before, *step.args[1:]), step.kwargs)
             again.meta = dict(step.meta)
             before = again
+        before = wide(before)
         found[before] = kind
         return before
+
+    def wide(result: Node) -> Node:
+        value = result.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim() != 1 or isinstance(value.shape[0], int):
+            return result
+        with graph.inserting_after(result):
+            column = graph.call_function(torch.ops.aten.unsqueeze.default, (result, 1))
+        column.meta = {**result.meta, "val": value.unsqueeze(1)}
+        return column
 
     output.args = torch.fx.node.map_arg(output.args, stripped)
     return found
@@ -94,17 +106,22 @@ def _over_classes(node: Node, result: Node) -> bool:
     return len(node.args) > 1 and node.meta["val"].shape[node.args[1]] == classes
 
 
-def find_scores(flow: Dataflow, endings: dict[Node, str]) -> list[Score]:
-    """The outputs of a network that may be logits; those that a classifier gives, if there are such."""
+def find_logits(flow: Dataflow, endings: dict[Node, str], rank: int = 2) -> list[Logits]:
+    """The outputs of a network that may be logits; those that a classifier gives, if there are such.
+
+    Of several outputs of one classifier, such as logits and probabilities, that with as many axes as `rank`.
+    """
     returned = tree_leaves(next(iter(reversed(flow.graph.nodes))).args)
     found = [
-        Score(op, classifier_of(op), endings.get(op.node), returned.index(op.node))
+        Logits(op, classifier_of(op), endings.get(op.node), returned.index(op.node))
         for op in flow.outputs
         if _may_be_logits(op)
     ]
-    by_layer = {(score.classifier or score.logits).node: score for score in reversed(found)}
-    found = [score for score in found if score in by_layer.values()]
-    return [score for score in found if score.classifier] or found
+    by_layer: dict[Node, Logits] = {}
+    for logits in sorted(found, key=lambda logits: logits.op.value.dim() != rank):
+        by_layer.setdefault((logits.classifier or logits.op).node, logits)
+    found = [logits for logits in found if logits in by_layer.values()]
+    return [logits for logits in found if logits.classifier] or [x for x in found if x.op.value.dim() == rank] or found
 
 
 def _may_be_logits(op: Op) -> bool:
@@ -133,37 +150,47 @@ def _is_classifier(op: Op) -> bool:
     return all(n == 1 for n in kernel[2:]) and kernel[1] == op.node.args[0].meta["val"].shape[1]
 
 
-def choose_score(flow: Dataflow, endings: dict[Node, str], network: str, head: str | None) -> Score:
-    """The score that is explained.
+def choose_logits(
+    flow: Dataflow, endings: dict[Node, str], network: str, heads: Sequence[str], rank: int = 2
+) -> tuple[Logits, ...]:
+    """The logits that are explained.
 
     Args:
         flow: of the network.
         endings: from `strip_endings`.
         network: its name, for messages.
-        head: module path of the classifier, or its last part, where the network has several.
+        heads: module paths of the classifiers that are wanted, or their last parts; the only one, where empty.
+        rank: how many axes the logits have.
 
     Raises:
-        AttachError: there is none, or there are several.
+        AttachError: there are none, or several, or not such.
     """
-    found = find_scores(flow, endings)
-    if head is not None:
-        chosen = [s for s in found if s.name == head or s.name.rpartition(".")[2] == head]
-        if len(chosen) != 1:
-            raise AttachError(
-                f"explain: head must name one classifier of the network, expected one of "
-                f"{sorted(s.name for s in found)}, got {head!r}." + candidates(flow)
-            )
-        return chosen[0]
+    found = find_logits(flow, endings, rank)
+    if heads:
+        return tuple(_named(flow, found, head) for head in heads)
     if len(found) > 1:
-        names = sorted(score.name for score in found)
-        raise AttachError(f"explain: the network has {len(found)} classifiers; choose one with head=, one of {names}")
-    if not found or found[0].logits.value.dim() != 2:
-        got = f"{[list(op.shape) for op in flow.outputs]}" if flow.outputs else "none that depends on the clip"
+        names = sorted(logits.name for logits in found)
+        raise AttachError(
+            f"explain: the network has {len(found)} classifiers; choose one with head=, one of {names}, or several "
+            "with target=Target(heads=[...])"
+        )
+    if not found or found[0].op.value.dim() > 3:
+        got = [list(op.shape) for op in flow.outputs] or "none that depends on the clip"
         raise AttachError(
             f"explain: the logits must have shape [N, K], as a linear layer or a 1x1x1 convolution behind a global "
             f"pooling gives them; {network} returns {got}." + candidates(flow)
         )
-    return found[0]
+    return (found[0],)
+
+
+def _named(flow: Dataflow, found: Sequence[Logits], head: str) -> Logits:
+    chosen = [x for x in found if x.name == head or x.name.rpartition(".")[2] == head]
+    if len(chosen) != 1:
+        raise AttachError(
+            f"explain: head must name one classifier of the network, expected one of "
+            f"{sorted(x.name for x in found)}, got {head!r}." + candidates(flow)
+        )
+    return chosen[0]
 
 
 def candidates(flow: Dataflow) -> str:
