@@ -37,19 +37,14 @@ class Features:
         grid: how it becomes `[N, C, t, h, w]`.
         weight: of the layer whose parameter the rows are, or `None`.
         rows: `[K, C]`.
-        counts: `[t, h, w]`, how much each place counts, of 1 in all.
+        seen: bool `[t, h, w]`, the places that the logits look at at all, or `None` for all of them.
     """
 
     op: Op
     grid: Grid
     weight: Node | None
     rows: Tensor
-    counts: Tensor
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all places count alike."""
-        return bool((self.counts.amax() - self.counts.amin()) <= _SAME * self.counts.amax())
+    seen: Tensor | None
 
 
 def affine_part(flow: Dataflow, logits: Op) -> set[Op]:
@@ -173,17 +168,18 @@ def find_rows(module: GraphModule, flow: Dataflow, logits: Op, start: Op, networ
             f"classes' weights of {start.where} differ from place to place. Saliency Tubes are not defined for such a "
             "network (a linear layer on a flattened grid, as C3D has it); Grad-CAM explains it"
         )
-    counts = counts.clamp_min(0).float().view(grid.size)
+    looked_at = (counts > _SAME * counts.amax()).view(grid.size)
+    seen = None if looked_at.all() else looked_at
     for op in sorted(flow.ancestors(logits), key=lambda op: -op.index):
         weight = _parameter_of(op)
         if weight is not None and weight.meta["val"].numel() == classes * grid.channels:
             rows = _value(module, weight).detach().flatten(1)
             if torch.allclose(probes @ rows.double().cpu(), sums, rtol=1e-3, atol=1e-3 * float(sums.abs().amax())):
-                return Features(start, grid, weight, rows, counts)
+                return Features(start, grid, weight, rows, seen)
     together = max(1, _BYTES // (8 * grid.channels * voxels))
     eye = torch.eye(classes, dtype=torch.float64)
     rows = torch.cat([part(eye[i : i + together]).sum(2) for i in range(0, classes, together)])
-    return Features(start, grid, None, rows.to(logits.value.dtype), counts)
+    return Features(start, grid, None, rows.to(logits.value.dtype), seen)
 
 
 def _parameter_of(op: Op) -> Node | None:

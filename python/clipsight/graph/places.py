@@ -77,8 +77,8 @@ def find_place(flow: Dataflow, place: Place, logits: Op, features: Op | None) ->
     grid = op.grid or _guessed(flow, op)
     if grid is None:
         raise AttachError(
-            f"explain: layer must name a module with an output [N, C, t, h, w], or tokens of a grid that the network "
-            f"has, {_named(place, op)} gives {['N', *op.shape[1:]]}"
+            f"explain: layer must name a module with an output [N, C, t, h, w], {_named(place, op)} gives "
+            f"{['N', *op.shape[1:]]}, in which no grid of the network can be seen"
         )
     return Spot(op, grid)
 

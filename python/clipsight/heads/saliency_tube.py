@@ -98,9 +98,9 @@ class SaliencyTube(CamHead):
     def _features(self, evidence: Evidence) -> Tensor:
         """Places that no class score looks at, such as frames that a network leaves out, have no part in the sum."""
         found = evidence.attached.features
-        if found is None or not evidence.linear or found.counts.all():
+        if not evidence.linear or found.seen is None:
             return evidence.features
-        return evidence.features * (found.counts > 0).to(evidence.features)
+        return evidence.features * found.seen.to(evidence.features)
 
     def _threshold(self, evidence: Evidence) -> float | None:
         """What is left to the op: nothing where the rows' weights went through a gate already, or there is none."""
