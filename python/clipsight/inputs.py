@@ -51,21 +51,31 @@ def check_model(model: nn.Module) -> nn.Module:
         TypeError: it is none, or one whose dataflow cannot be read.
         ValueError: it is in training mode, or was exported so, or for one batch size alone.
     """
-    if isinstance(model, torch.export.ExportedProgram):
-        raise TypeError("explain: model must be a torch.nn.Module, got an ExportedProgram; pass its .module()")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
-    model = unwrapped(model)
-    if script := next((m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)), None):
-        part = "" if script is model else " with a part"
-        raise TypeError(
-            f"explain: model must be a network in Python, got one{part} of TorchScript ({type(script).__name__}), "
-            "which torch.export cannot read; pass the network that was scripted or traced"
-        )
+    model = readable(model, "explain: model")
     if _is_exported(model):
         _check_exported(model)
     elif any(m.training for m in model.modules()):
         raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
+    return model
+
+
+def readable(model: nn.Module, what: str) -> nn.Module:
+    """The network without wrappers.
+
+    Raises:
+        TypeError: it is none, or one whose dataflow cannot be read; the message begins with `what`.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        raise TypeError(f"{what} must be a torch.nn.Module, got an ExportedProgram; pass its .module()")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{what} must be a torch.nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
+    if script := next((m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)), None):
+        part = "" if script is model else " with a part"
+        raise TypeError(
+            f"{what} must be a network in Python, got one{part} of TorchScript ({type(script).__name__}), which "
+            "torch.export cannot read; pass the network that was scripted or traced"
+        )
     return model
 
 

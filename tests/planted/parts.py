@@ -60,9 +60,9 @@ PARTS = (
     ),
     _part(
         "walks",
-        _package("backward/* attach.py convolutions.py dataflow.py explained.py"),
-        "adjoints convolve explain gradient_heads feature_pyramid feature_pyramid_* gradients_* relevance_* "
-        "gradient_files other_networks torchvision export_options",
+        _package("backward/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py"),
+        "adjoints convolve explain inputs layouts gradient_heads feature_pyramid feature_pyramid_* gradients_* "
+        "relevance_* gradient_files other_networks torchvision export_options",
     ),
     _part(
         "exporters",

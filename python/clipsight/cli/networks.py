@@ -298,7 +298,7 @@ def _text(size: Sequence[int]) -> str:
 def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     import torch
 
-    from ..dataflow import unwrapped
+    from ..inputs import readable
     from ..models import Adapter, checkpoints
 
     module = _find(spec)
@@ -314,9 +314,7 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
             if error.__traceback__.tb_next is not None:  # raised in there, not by the call
                 raise
             raise CommandError(f"model: {spec} must be callable without arguments ({error})") from error
-    if not isinstance(module, torch.nn.Module):
-        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
-    module = unwrapped(module)
+    module = readable(module, f"model: what {spec} returns")
     if checkpoint:
         checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
     preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)
