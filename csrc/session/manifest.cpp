@@ -11,6 +11,7 @@
 #include "json.h"
 #include "manifest_schema.h"
 #include "manifest_text.h"
+#include "target.h"
 
 namespace clipsight {
 
@@ -199,6 +200,7 @@ Manifest read_manifest(const Json& json) {
   m.plugin_required = plugin.at("required").boolean();
   m.plugin_library = text_or(plugin, "library", "clipsight_torch");
   m.plugin_minimum_version = text_or(plugin, "minimum_version", "");
+  Target::read(json);  // which checks it
   check_consistent(m);
   return m;
 }

@@ -86,8 +86,7 @@ void explain(const char* model, const video& source, const std::string& out) {
   session.run({clipsight::view_of(input)}, views);
   for (at::Tensor& output : outputs) output = output.cpu();
 
-  for (const auto& [index, probability, label] :
-       clipsight::top_classes(clipsight::view_of(outputs[0]), 5, manifest.labels)) {
+  for (const auto& [index, probability, label] : session.top_classes(clipsight::view_of(outputs[0]), 5)) {
     std::printf("%9.6f  %ld  %s\n", probability, static_cast<long>(index), label.c_str());
   }
   std::filesystem::create_directories(out);

@@ -80,7 +80,7 @@ void explain(const char* model, const video& source, const std::string& out) {
   }
   const std::vector<clipsight::Tensor> outputs = session.run({input});
 
-  for (const auto& [index, probability, label] : clipsight::top_classes(outputs[0], 5, manifest.labels)) {
+  for (const auto& [index, probability, label] : session.top_classes(outputs[0], 5)) {
     std::printf("%9.6f  %ld  %s\n", probability, static_cast<long>(index), label.c_str());
   }
   const clipsight::Tensor& map = outputs[find_map(manifest)];

@@ -16,6 +16,7 @@ from .layouts import OURS, shape_of
 from .manifest_text import read_manifest_text
 from .preprocessing import Preprocessing
 from .schema import check, parse
+from .targets import Reading, check_target, default_probability
 from .text import printable
 
 FORMAT_VERSION = 2
@@ -128,8 +129,12 @@ class Manifest:
         outputs: in the order in which the file returns them. Letters stand for lengths that depend on the input; where
             `options["optional"]` is set, a run without maps returns them with zero length.
         methods: every method with all its options.
-        classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices, or `"input"`.
-        num_classes: K.
+        classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices (or of a list of one for each
+            head), or `"input"`.
+        num_classes: K; of all heads together.
+        probability: what the logits are read as: `"softmax"`, `"sigmoid"` of each, or `"none"`.
+        target: which score of the classes is explained: the options of `clipsight.Target` that were given; and
+            `head_classes`, the number of classes of each head; `stripped`, what was taken off the network's end.
         head, features: the classifier and the layer that were named by hand, if any.
         feature_shape: `[C, t, h, w]` at the first size.
         temporal_resolution: t; a map cannot change faster. 1: constant in time.
@@ -150,7 +155,7 @@ class Manifest:
     classes_input: ClassesInput | None
     outputs: tuple[Output, ...]
     methods: list[dict[str, Any]]
-    classes: str | list[int]
+    classes: str | list[int] | list[list[int]]
     num_classes: int
     head: str | None
     features: str | None
@@ -166,6 +171,8 @@ class Manifest:
     option_inputs: tuple[OptionInput, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
+    probability: str = "softmax"
+    target: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -177,6 +184,11 @@ class Manifest:
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(output.name for output in self.outputs)
+
+    @property
+    def reading(self) -> Reading:
+        """How the file's logits are read as scores of classes and as probabilities."""
+        return Reading.of(self)
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
@@ -215,6 +227,7 @@ class Manifest:
                 "preprocessing": values["preprocessing"] and Preprocessing.from_dict(values["preprocessing"]),
                 "labels": None if values["labels"] is None else tuple(values["labels"]),
             }
+            values.setdefault("probability", default_probability(values["num_classes"]))  # files of earlier versions
             return _consistent(_read(cls, values))
         except ValueError as error:
             raise LoadError(f"load: a manifest must be one that clipsight wrote: {error}") from error
@@ -258,6 +271,7 @@ def _consistent(manifest: Manifest) -> Manifest:
     need(not frames or manifest.preprocessing is not None, "preprocessing must be there where the input is frames")
     need(chosen is None or chosen.num_classes == manifest.num_classes, "classes_input must have num_classes")
     need(manifest.labels is None or len(manifest.labels) == manifest.num_classes, "labels must be one for each class")
+    check_target(manifest.target, manifest.num_classes, manifest.classes)
     need(VERSION.fullmatch(manifest.plugin.minimum_version), "plugin.minimum_version must be a version, or empty")
     for kind, names in (("inputs", [port.name for port in ports]), ("outputs", list(manifest.output_names))):
         need(len(set(names)) == len(names), f"{kind} must have different names")

@@ -104,10 +104,8 @@ class Reading:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Reading:
-        target = manifest.target or {}
-        return cls(
-            manifest.probability, target.get("steps"), target.get("layout"), tuple(target.get("head_classes", ()))
-        )
+        steps, layout = (manifest.target.get(name) for name in ("steps", "layout"))
+        return cls(manifest.probability, steps, layout, tuple(manifest.target.get("head_classes", ())))
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Of one sample: float64 `[K]`."""
@@ -144,7 +142,7 @@ def default_probability(num_classes: int, ending: str | None = None) -> str:
     return ending or ("sigmoid" if num_classes == 1 else "softmax")
 
 
-def check_target(target: Mapping[str, Any], num_classes: int) -> None:
+def check_target(target: Mapping[str, Any], num_classes: int, classes: str | list) -> None:
     """Raises a ValueError where the target of a manifest is none: what a schema cannot say.
 
     csrc/session/target.cpp is the same.
@@ -152,17 +150,20 @@ def check_target(target: Mapping[str, Any], num_classes: int) -> None:
 
     def need(holds: bool, rule: str) -> None:
         if not holds:
-            raise ValueError(f"the manifest's target.{rule}")
+            raise ValueError(f"the manifest's {rule}")
 
     against, steps, layout = (target.get(name) for name in ("against", "steps", "layout"))
     heads, sizes = target.get("heads", []), target.get("head_classes", [])
-    need(not isinstance(against, str) or against == BEST_OTHER, f"against must be a class or {BEST_OTHER}")
-    need(not isinstance(against, int) or against < num_classes, "against must be a class")
-    need(not isinstance(steps, str) or steps in REDUCTIONS, "steps must be a step, mean or max")
-    need((steps is None) == (layout is None), "layout must be there where steps are")
-    need(layout != "NT" or num_classes == 1, "layout must have the classes")
-    need(len(heads) == len(sizes) != 1, "head_classes must be one for each of several heads")
-    need(not sizes or sum(sizes) == num_classes, "head_classes must be num_classes together")
+    need(not isinstance(against, str) or against == BEST_OTHER, f"target.against must be a class or {BEST_OTHER}")
+    need(not isinstance(against, int) or against < num_classes, "target.against must be a class")
+    need(not isinstance(steps, str) or steps in REDUCTIONS, "target.steps must be a step, mean or max")
+    need((steps is None) == (layout is None), "target.layout must be there where steps are")
+    need(layout != "NT" or num_classes == 1, "target.layout must have the classes")
+    need(len(heads) == len(sizes), "target.head_classes must be one for each head")
+    need(not sizes or sum(sizes) == num_classes, "target.head_classes must be num_classes together")
+    for each in classes if isinstance(classes, list) else ():
+        count = len(each) if isinstance(each, list) else 0
+        need(count == len(sizes), "classes must name a class of each head")
 
 
 def with_probability(target: Target | None, probability: str | None) -> Target:

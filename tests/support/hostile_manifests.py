@@ -38,6 +38,8 @@ def manifest(**changes) -> dict:
         "methods": [{"method": "saliency_tube"}],
         "classes": "input",
         "num_classes": 5,
+        "probability": "softmax",
+        "target": {},
         "head": None,
         "features": "layer4",
         "feature_shape": [6, 2, 2, 2],
@@ -69,6 +71,7 @@ def _at(path: str, value) -> dict:
     return result
 
 
+_HEADS = {"heads": ["verb", "noun"], "head_classes": [2, 3]}
 FRAMES = {"name": "frames", "layout": "NTHWC", "dtype": "uint8", "channels": 3, "sizes": [[4, 10, 8]]}
 _BOX = {"name": "box", "shape": ["N", 6], "dtype": "int64", "meaning": "box"}
 
@@ -89,6 +92,19 @@ GOOD = {
     "a clip of channels last": _at("input.layout", "NTHWC"),
     "a gray network": manifest(preprocessing=manifest()["preprocessing"] | {"mean": [0.5], "std": [0.25]}),
     "classes by number": manifest(classes=[0, 4]),
+    "no probability": manifest(probability=..., target=...),
+    "a sigmoid": manifest(probability="sigmoid"),
+    "no logits of probabilities": manifest(probability="none"),
+    "a contrast": manifest(target={"against": 4}, classes=[0, 1]),
+    "the best other class": manifest(target={"against": "best_other", "stripped": "sigmoid"}),
+    "a step": manifest(target={"steps": -1, "layout": "NTK"}),
+    "the mean of steps": manifest(target={"steps": "mean", "layout": "NKT"}),
+    "steps of one class": manifest(
+        target={"steps": "max", "layout": "NT"}, num_classes=1, labels=["a"], classes_input=None
+    ),
+    "two heads": manifest(target=_HEADS, classes=[[0, 2], [1, 1]]),
+    "two heads, predicted": manifest(target=_HEADS, classes="predicted"),
+    "a target of a later release": manifest(target={"later": [1]}),
     "a version": _at("plugin.minimum_version", "0.1.0"),
     "a version before a release": _at("plugin.minimum_version", "1.10.0rc1.dev3+g12"),
 }
@@ -115,6 +131,33 @@ BAD = {
     "labels by index": manifest(labels={"0": "a"}),
     "labels that are numbers": manifest(labels=[1, 2, 3, 4, 5]),
     "no labels of five": manifest(labels=[]),
+    "another probability": manifest(probability="percent"),
+    "a probability that is null": manifest(probability=None),
+    "a probability by number": manifest(probability=1),
+    "a target that is null": manifest(target=None),
+    "a target that is a text": manifest(target="max"),
+    "a contrast with no class": manifest(target={"against": 5}),
+    "a contrast below all classes": manifest(target={"against": -1}),
+    "a contrast with a word": manifest(target={"against": "second"}),
+    "a contrast with true": manifest(target={"against": True}),
+    "a median of steps": manifest(target={"steps": "median", "layout": "NTK"}),
+    "half a step": manifest(target={"steps": 0.5, "layout": "NTK"}),
+    "a step beyond all": manifest(target={"steps": 2**31, "layout": "NTK"}),
+    "steps without a layout": manifest(target={"steps": 1}),
+    "a layout without steps": manifest(target={"layout": "NTK"}),
+    "another layout of steps": manifest(target={"steps": 1, "layout": "TNK"}),
+    "five classes on no axis": manifest(target={"steps": 1, "layout": "NT"}),
+    "a single head": manifest(target={"heads": ["verb"], "head_classes": [5]}),
+    "heads of no classes": manifest(target={"heads": ["verb", "noun"]}),
+    "classes of no heads": manifest(target={"head_classes": [2, 3]}),
+    "classes of three heads": manifest(target=_HEADS | {"head_classes": [2, 2, 1]}),
+    "heads of other classes": manifest(target=_HEADS | {"head_classes": [2, 2]}),
+    "heads that wrap": manifest(target=_HEADS | {"head_classes": [2**31 - 1, 2**31 - 1]}),
+    "classes of a head that is none": manifest(classes=[[0, 1]]),
+    "one class of two heads": manifest(target=_HEADS, classes=[0, 1]),
+    "three classes of two heads": manifest(target=_HEADS, classes=[[0, 1, 2]]),
+    "a head with classes inside": manifest(target=_HEADS, classes=[[[0, 1], 2]]),
+    "another end of the network": manifest(target={"stripped": "relu"}),
     "no sizes": _at("input.sizes", []),
     "sizes that are null": _at("input.sizes", None),
     "a size of two": _at("input.sizes", [[4, 10]]),
