@@ -312,12 +312,18 @@ class SizedExplanation(nn.Module):
         return tap if tap.dim() == 2 else as_grid(tap, batch)
 
     def tensors(self, further: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
+        """Those that walks back from the logits need, by number; at least in float32, for gradients are small.
+
+        Numbers and truth values stay what they are: they name places.
+        """
         if self.attached.backward is None:
             return {}
         numbers = self.attached.backward.nodes
         taps = further[len(further) - len(numbers) :]
-        return {number: as_type(tap, self.compute) for number, tap in zip(numbers, taps, strict=True)}
+        return {
+            number: as_type(tap, self.compute) if tap.is_floating_point() else tap
+            for number, tap in zip(numbers, taps, strict=True)
+        }
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
@@ -330,7 +336,7 @@ class SizedExplanation(nn.Module):
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
-        return value if value.dtype in (torch.float32, torch.float64) else value.float()
+        return as_type(value, torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
 
 class _LogitsOnly(nn.Module):

@@ -9,7 +9,8 @@ import torch
 from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, op_of, stack_of, where
-from .walk import ancestors, kind_of
+from ..graph.table import KINDS, op_name
+from .walk import ancestors
 
 
 class Place(NamedTuple):
@@ -132,12 +133,17 @@ def _last_grid(graph: Graph, behind: set[Node]) -> Node:
         outside = [n for n in norms if ".attn" not in stack_of(n)[-1]]
         if outside or norms:
             return (outside or norms)[-1]
-    grids = [n for n in graph.nodes if n in behind and kind_of(n) == "conv"]
+    grids = [n for n in graph.nodes if n in behind and _kind(n) == "conv"]
     if not grids:
         raise AttachError("explain: GradCAM needs a layer with an output [N, C, t, h, w]; name it with layer=")
     node = grids[-1]
     users = list(node.users)
-    return users[0] if len(users) == 1 and kind_of(users[0]) == "batch_norm" else node
+    return users[0] if len(users) == 1 and _kind(users[0]) == "batch_norm" else node
+
+
+def _kind(node: Node) -> str:
+    kind = KINDS.get(op_name(node))
+    return kind.name if kind else ""
 
 
 def _values(graph: Graph):
