@@ -418,7 +418,10 @@ class SizedExplanation(nn.Module):
         return tap if tap.dim() in (2, 5) else tap.unflatten(0, (batch, -1)).transpose(1, 2)
 
     def tensors(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
+        """Those that walks back from the logits need, by number; at least in float32, for gradients are small.
+
+        Numbers and truth values stay what they are: they name places.
+        """
         backward = self.attached.backward
         if backward is None:
             return {}
@@ -436,7 +439,7 @@ class SizedExplanation(nn.Module):
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
-        return value if value.dtype in (torch.float32, torch.float64) else value.float()
+        return as_type(value, torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
 
 def rows_of(network: GraphModule, attached: Attached) -> Tensor | None:
