@@ -62,7 +62,7 @@ _WINDOW_POOL = {aten.avg_pool3d.default, aten.avg_pool2d.default}
 _MEAN = {aten.mean.dim}
 _AXES = {aten.permute.default}
 _SWAPS = {aten.permute.default, aten.transpose.int}
-# Of the ops that only pass values on, those that leave each value alone: where a network ends in one of the curved ones.
+# Those that leave each value alone, behind the softmax or sigmoid that a network may end in.
 _SHAPES = _TRANSPARENT - _CURVED - {aten.select.int}
 _ENDINGS = {aten.softmax.int: "softmax", aten.log_softmax.int: "softmax", aten.sigmoid.default: "sigmoid"}
 _POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
@@ -155,9 +155,7 @@ def attach(
         )
     route = find_route(graph, source, classifier.node, "all" if "all" in depths else max(depths)) if depths else None
     linear = (
-        target.steps is None
-        and source.meta["val"].dim() > 2
-        and all(_is_linear(c.logits, source) for c in classifiers)
+        target.steps is None and source.meta["val"].dim() > 2 and all(_is_linear(c.logits, source) for c in classifiers)
     )
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))

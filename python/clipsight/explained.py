@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import AttachError, FrameByFrame, capture, unwrapped
+from .dataflow import FrameByFrame, capture, unwrapped
 from .heads import Evidence, Head
 from .heads.base import BORDER, as_grid
 from .scores import Choice, Score

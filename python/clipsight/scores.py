@@ -87,7 +87,9 @@ class Score:
                     )
                 self.top = int(digits)
             if choice == "input" and heads:
-                raise ValueError("explain: classes must be chosen in advance where there are several heads, got 'input'")
+                raise ValueError(
+                    "explain: classes must be chosen in advance where there are several heads, got 'input'"
+                )
         elif heads:
             try:
                 self.choice = [[int(c) for c in each] for each in choice]
@@ -228,10 +230,7 @@ class Score:
             of: the scores are sums of `"logit"`, or of probabilities by `"softmax"`.
         """
         batch, dtype = logits.shape[0], torch.promote_types(logits.dtype, torch.float32)
-        if chosen.dim() == 1:
-            chosen = chosen.unsqueeze(1).expand(-1, batch)
-        else:
-            chosen = chosen.transpose(-1, -2)
+        chosen = chosen.unsqueeze(1).expand(-1, batch) if chosen.dim() == 1 else chosen.transpose(-1, -2)
         hot = one_hot(chosen, self.num_classes, dtype)  # [M, N, K], or [R, M, N, K]
         wanted = hot if hot.dim() == 3 else self._sum(hot.unbind(0))
         if of == "softmax":
@@ -284,10 +283,13 @@ class Score:
 
     def describe(self) -> dict:
         """For the manifest; JSON-able."""
+        return {"classes": self.choice, **self.describe_target()}
+
+    def describe_target(self) -> dict:
         target = self.target.describe()
         target |= {"head_classes": list(self.head_classes)} if self.head_classes else {}
         target |= {"stripped": self.ending} if self.ending else {}
-        return {"classes": self.choice, "probability": self.probability, "target": target}
+        return {"probability": self.probability, "target": target}
 
     def meaning_of_logits(self) -> str:
         axes = {None: "[N, K]", "NT": "[N, T]", "NTK": "[N, T, K]", "NKT": "[N, K, T]"}[self.target.layout]

@@ -15,49 +15,7 @@ from clipsight.heads import DeepTaylor, GradCAM, GuidedBackprop, InputGradient, 
 from clipsight.scores import Score
 from clipsight.targets import Reading
 from gradient_networks import HIGH, LOW, RAW, off
-
-SIZE = (8, 16, 16)
-
-
-class Net(nn.Module):
-    """Two heads on the features of `networks.stages`; `end` makes of them what the network returns."""
-
-    def __init__(self, end) -> None:
-        super().__init__()
-        self.body, self.end = networks.stages(), end
-        self.verb, self.noun, self.one = nn.Linear(12, 4), nn.Linear(12, 7), nn.Linear(12, 1)
-        self.voxel = nn.Conv3d(12, 4, 1)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        return self.body(x).mean((2, 3, 4))
-
-    def steps(self, x: Tensor) -> Tensor:
-        """`[N, t, C]`."""
-        return self.body(x).mean((3, 4)).transpose(1, 2)
-
-    def forward(self, x: Tensor):
-        return self.end(self, x)
-
-
-ENDS = {
-    "logits": lambda s, x: s.verb(s.pooled(x)),
-    "one": lambda s, x: s.one(s.pooled(x)),
-    "one without an axis": lambda s, x: s.one(s.pooled(x)).squeeze(1),
-    "NTK": lambda s, x: s.verb(s.steps(x)),
-    "NKT": lambda s, x: s.verb(s.steps(x)).transpose(1, 2),
-    "NT": lambda s, x: s.one(s.steps(x)).squeeze(-1),
-    "voxels": lambda s, x: s.voxel(s.body(x)).mean((3, 4)),
-    "heads": lambda s, x: (lambda f: {"verb": s.verb(f), "noun": s.noun(f)})(s.pooled(x)),
-    "heads of steps": lambda s, x: (lambda f: (s.verb(f), s.noun(f)))(s.steps(x)),
-}
-
-
-def net(end: str) -> nn.Module:
-    return networks.seeded(lambda: Net(ENDS[end])).double()
-
-
-def clip(batch: int = 2) -> Tensor:
-    return networks.clip(batch, SIZE).double()
+from target_networks import Net, clip, net
 
 
 def others(scores: Tensor, a: int) -> Tensor:
@@ -180,7 +138,7 @@ def test_integrated_contrasts_stay_with_the_classes_of_the_clip():
         logits, maps = explained(x)
         first, second = logits.topk(2).indices.unbind(1)
         at_zero = network(0 * x)
-        score = [(l.gather(1, first[:, None]) - l.gather(1, second[:, None]))[:, 0] for l in (logits, at_zero)]
+        score = [(y.gather(1, first[:, None]) - y.gather(1, second[:, None]))[:, 0] for y in (logits, at_zero)]
     assert (at_zero.topk(2).indices != torch.stack([first, second], 1)).any(1).all()  # negative control
     torch.testing.assert_close(maps.sum((1, 2, 3, 4)), score[0] - score[1], rtol=1e-2, atol=1e-3)
 

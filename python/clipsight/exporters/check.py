@@ -153,7 +153,10 @@ def half_difference(program: Program, loaded, exact) -> dict[str, dict[str, floa
     expected, got = run.expected, run.got
     same = torch.ones(len(got[0]), dtype=torch.bool)
     classes = inputs.get("classes")
-    chosen = [exact.score.chosen(logits.cpu(), classes if classes is None else classes.cpu()) for logits in (expected[0], got[0])]
+    chosen = [
+        exact.score.chosen(logits.cpu(), classes if classes is None else classes.cpu())
+        for logits in (expected[0], got[0])
+    ]
     if chosen[0].dim() > 1:
         same = (chosen[0] == chosen[1]).all(-1)
         same = same if same.dim() == 1 else same.all(0)
