@@ -10,6 +10,7 @@ feature pyramid looks at.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -62,8 +63,7 @@ _WINDOW_POOL = {aten.avg_pool3d.default, aten.avg_pool2d.default}
 _MEAN = {aten.mean.dim}
 _AXES = {aten.permute.default}
 _SWAPS = {aten.permute.default, aten.transpose.int}
-# Those that leave each value alone, behind the softmax or sigmoid that a network may end in.
-_SHAPES = _TRANSPARENT - _CURVED - {aten.select.int}
+_CUTS = {aten.select.int, aten.slice.Tensor}
 _ENDINGS = {aten.softmax.int: "softmax", aten.log_softmax.int: "softmax", aten.sigmoid.default: "sigmoid"}
 _POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
 
@@ -231,7 +231,7 @@ def _classifier_of(graph: torch.fx.Graph, output: Node) -> Classifier | None:
     node = logits
     passed = _TRANSPARENT | _POOL | (_SWAPS if _rank(logits) == 3 else set())
     while not _is_classifier(node):
-        if node.target not in passed:
+        if node.target not in passed and not _keeps_values(node):
             return None
         node = node.args[0]
     if _rank(logits) == 1:  # one logit, without an axis for it
@@ -242,7 +242,7 @@ def _classifier_of(graph: torch.fx.Graph, output: Node) -> Classifier | None:
 def _without_ending(output: Node) -> tuple[Node, str | None]:
     """What stands in front of a softmax over the classes, or a sigmoid, at the very end; and which of them."""
     node = output
-    while node.op == "call_function" and node.target in _SHAPES:
+    while _keeps_values(node):
         node = node.args[0]
     ending = _ENDINGS.get(node.target)
     rank = _rank(node) if ending else 0
@@ -254,13 +254,25 @@ def _without_ending(output: Node) -> tuple[Node, str | None]:
 
 def _with_axis(graph: torch.fx.Graph, logits: Node) -> Node:
     """`[N]` as `[N, 1]`: what it was, where it has lost an axis of one."""
-    before = logits.args[0] if logits.op == "call_function" and logits.target in _SHAPES else None
-    if isinstance(before, Node) and _rank(before) == 2:
-        return before
+    before = logits
+    while _keeps_values(before):
+        before = before.args[0]
+        if _rank(before) == 2:
+            return before
     with graph.inserting_after(logits):
         wide = graph.call_function(aten.unsqueeze.default, (logits, 1))
     wide.meta = {**logits.meta, "val": logits.meta["val"].unsqueeze(1)}
     return wide
+
+
+def _keeps_values(node: Node) -> bool:
+    """An op that gives each sample's values as they are, in another shape at most."""
+    if node.op != "call_function" or not isinstance(node.args[0], Node):
+        return False
+    if node.target not in (_TRANSPARENT - _CURVED) | _CUTS:
+        return False
+    before, after = (n.meta["val"].shape[1:] for n in (node.args[0], node))
+    return math.prod(before) == math.prod(after) and all(isinstance(n, int) for n in (*before, *after))
 
 
 def _side_by_side(graph: torch.fx.Graph, classifiers: Sequence[Classifier], target: Target) -> tuple[Node, Node]:

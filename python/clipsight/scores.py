@@ -164,8 +164,8 @@ class Score:
         if steps == "mean":
             spread = (g / length).unsqueeze(-1).expand(*[-1] * g.dim(), length)
         else:
-            at = torch.tensor(steps % length, device=g.device) if isinstance(steps, int) else each.argmax(-1)
-            spread = g.unsqueeze(-1) * one_hot(at, length, g.dtype)
+            at = steps % length if isinstance(steps, int) else each.argmax(-1).unsqueeze(-1)
+            spread = g.unsqueeze(-1) * (torch.arange(length, device=g.device) == at).to(g.dtype)
         if self.target.layout == "NT":
             return spread.squeeze(2)
         return spread.transpose(-1, -2) if self.target.layout == "NTK" else spread

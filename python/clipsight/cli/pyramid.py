@@ -19,7 +19,6 @@ from .networks import CommandError
 from .printing import console, shown
 
 if TYPE_CHECKING:
-
     from .tracing import Traced
 
 
