@@ -143,8 +143,8 @@ def attach(
     source = _output_of(graph, features) if features else _features(graph, classifier, pooled)
     logits, weight = classifier.logits, classifier.node.args[1]
     if target.heads:
-        if pooled and not features:
-            _check_same_features(graph, classifiers, source)
+        if pooled:
+            _check_same_features(classifiers)
         logits, weight = _side_by_side(graph, classifiers, target)
     channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
     if channels != expected and (pooled or depths):
@@ -298,12 +298,21 @@ def _side_by_side(graph: torch.fx.Graph, classifiers: Sequence[Classifier], targ
     return joined, rows[0]
 
 
-def _check_same_features(graph: torch.fx.Graph, classifiers: Sequence[Classifier], source: Node) -> None:
-    for classifier in classifiers:
-        if _pooling_input(graph, classifier) is not source:
+def _check_same_features(classifiers: Sequence[Classifier]) -> None:
+    """Raises an AttachError where the rows of several heads are not those of one grid."""
+
+    def read(classifier: Classifier) -> Node:
+        node = classifier.node.args[0]
+        while node.op == "call_function" and node.target in _TRANSPARENT:
+            node = node.args[0]
+        return node.args[0] if node.target in _POOL else node
+
+    first = read(classifiers[0])
+    for classifier in classifiers[1:]:
+        if read(classifier) is not first:
             raise AttachError(
-                f"explain: target.heads must read the same features for a Saliency Tube, '{classifier.name}' has "
-                "others; Grad-CAM with layer= explains such heads, or features= names what both have come from"
+                f"explain: target.heads must read the same features for a Saliency Tube, got '{classifier.name}' with "
+                f"others than '{classifiers[0].name}'; Grad-CAM with layer= explains such heads"
             )
 
 

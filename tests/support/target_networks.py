@@ -39,6 +39,7 @@ ENDS = {
     "NT": lambda s, x: s.one(s.steps(x)).squeeze(-1),
     "voxels": lambda s, x: s.voxel(s.body(x)).mean((3, 4)),
     "heads": lambda s, x: (lambda f: {"verb": s.verb(f), "noun": s.noun(f)})(s.pooled(x)),
+    "apart": lambda s, x: (lambda g: (s.verb(g.mean((2, 3, 4))), s.noun(g[:, :, 1:].mean((2, 3, 4)))))(s.body(x)),
     "heads of steps": lambda s, x: (lambda f: (s.verb(f), s.noun(f)))(s.steps(x)),
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import clipsight
 import networks
-from clipsight import FeaturePyramid, SaliencyTube, Target
+from clipsight import FeaturePyramid, SaliencyTube, SelectiveRelevance, Target
 from clipsight.attach import AttachError
 from clipsight.heads import DeepTaylor, GradCAM, GuidedBackprop, InputGradient, IntegratedGradients, LRPEpsilon
 from clipsight.scores import Score
@@ -224,6 +224,17 @@ def test_a_tube_has_the_same_sum_of_rows(end, target, classes):
     assert off(cam[:, 0], expected / grid[0, 0].numel()) < 1e-9
 
 
+def test_heads_on_a_grid_with_channels_last():
+    """The same sum of rows: `attach` puts the channels first for both of them."""
+    last = lambda s, x: (lambda f: (s.verb(f), s.noun(f)))(s.body(x).permute(0, 2, 3, 4, 1).mean((1, 2, 3)))  # noqa: E731
+    network, x, heads = networks.seeded(lambda: Net(last)).double(), clip(), Target(heads=("verb", "noun"))
+    head = SaliencyTube(size="features", normalize="none")
+    with torch.inference_mode():
+        _, tube = clipsight.explain(network, head, x[:1], [(1, 6)], target=heads)(x)
+        rows = network.verb.weight[1] + network.noun.weight[6]
+        assert off(tube[:, 0], torch.einsum("ncthw,c->nthw", network.body(x), rows)) < 1e-9
+
+
 def test_a_tube_of_the_mean_of_steps_has_the_raw_rows():
     network, x = net("voxels"), clip()
     head = SaliencyTube(size="features", normalize="none")
@@ -399,6 +410,12 @@ def test_a_target_that_is_none(options, message):
         ("heads", {"heads": ("verb", "noun")}, {"classes": [(4, 0)]}, r"indices in \(0\.\.3, 0\.\.6\), got \(4, 0\)"),
         ("heads", {"heads": ("verb", "noun")}, {"classes": "top5"}, r"'top1'\.\.'top4'"),
         ("heads", {"heads": ("verb", "noun")}, {"head": "verb"}, "head must be left out"),
+        (
+            "apart",
+            {"heads": ("verb", "noun")},
+            {"methods": SaliencyTube()},
+            "got 'noun' with others than 'verb'; Grad-CAM",
+        ),
         ("heads", {"heads": ("verb", "none")}, {}, r"expected one of \['noun', 'verb'\], got 'none'"),
         ("heads", {"heads": ("verb", "noun")}, {"methods": FeaturePyramid(depth=1)}, "left out for a FeaturePyramid"),
         ("heads", {}, {}, r"choose one with head=, one of \['noun', 'verb'\], or several with target="),
@@ -414,6 +431,14 @@ def test_a_single_logit_has_no_softmax_to_explain():
     explained = clipsight.explain(net("one"), GradCAM(score="softmax"), clip(1))
     with pytest.raises(ValueError, match="score='softmax' must have another class, got a network with a single logit"):
         explained(clip(1))
+
+
+def test_what_splits_a_gradient_explains_a_step_too():
+    head = SelectiveRelevance(of=InputGradient())
+    explained = clipsight.explain(net("NTK"), head, clip(1), target=Target(steps=0, layout="NTK"))
+    assert list(explained(clip())[1].shape) == [2, 1, *clip().shape[2:]]
+    with pytest.raises(ValueError, match=r"target\.steps must be 'mean' for selective_relevance"):
+        clipsight.explain(net("voxels"), SelectiveRelevance(), clip(1), target=Target(steps=0))
 
 
 def test_a_target_is_one():
