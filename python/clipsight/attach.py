@@ -73,9 +73,9 @@ class Classifier:
     """A linear layer, or a convolution with a kernel of one voxel, on the way to one of the network's outputs."""
 
     name: str  # module path, "" where it is called as a function
-    logits: Node  # in front of the softmax or sigmoid that the network ends in
+    logits: Node  # without the softmax or sigmoid that the network ends in
     node: Node
-    ending: str | None = None
+    ending: str | None = None  # which it was; "none" where one lies further inside
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Attached:
         backward: the walks back from the logits that heads asked for, or `None`.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
         tokens: `(t, h, w)` of the places where heads look at the tokens of a transformer.
-        ending: what was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`.
+        ending: what was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`; `"none"` where
+            the logits are made of probabilities and are no logits of any.
         head_classes: number of classes of each of the target's heads, whose logits stand side by side.
     """
 
@@ -227,29 +228,36 @@ def _once_each(found: Sequence[Classifier], target: Target) -> list[Classifier]:
 
 
 def _classifier_of(graph: torch.fx.Graph, output: Node) -> Classifier | None:
-    logits, ending = _without_ending(output)
+    logits, ending = _without_ending(graph, output)
     node = logits
     passed = _TRANSPARENT | _POOL | (_SWAPS if _rank(logits) == 3 else set())
     while not _is_classifier(node):
         if node.target not in passed and not _keeps_values(node):
             return None
+        if node.target in _CURVED:  # the mean of probabilities, say: to be read as it is
+            ending = "none"
         node = node.args[0]
     if _rank(logits) == 1:  # one logit, without an axis for it
         logits = _with_axis(graph, logits)
     return Classifier(name_of(node), logits, node, ending)
 
 
-def _without_ending(output: Node) -> tuple[Node, str | None]:
-    """What stands in front of a softmax over the classes, or a sigmoid, at the very end; and which of them."""
-    node = output
+def _without_ending(graph: torch.fx.Graph, output: Node) -> tuple[Node, str | None]:
+    """The output as it is without a softmax over the classes, or a sigmoid, at the very end; and which of them."""
+    node, shapes = output, []
     while _keeps_values(node):
+        shapes.append(node)
         node = node.args[0]
     ending = _ENDINGS.get(node.target)
     rank = _rank(node) if ending else 0
-    over_classes = ending == "sigmoid" or (ending and rank in (2, 3) and node.args[1] % rank > 0)
+    over_classes = ending == "sigmoid" or (ending and node.args[1] % rank in (1, rank - 1) and rank > 1)
     if not over_classes or not isinstance(node.args[0], Node):
         return output, None
-    return node.args[0], ending
+    bare = node.args[0]
+    for before, shape in zip([node, *reversed(shapes)], reversed(shapes), strict=False):
+        with graph.inserting_after(shape):
+            bare = graph.node_copy(shape, lambda n, before=before, bare=bare: bare if n is before else n)
+    return bare, ending
 
 
 def _with_axis(graph: torch.fx.Graph, logits: Node) -> Node:
@@ -266,10 +274,10 @@ def _with_axis(graph: torch.fx.Graph, logits: Node) -> Node:
 
 
 def _keeps_values(node: Node) -> bool:
-    """An op that gives each sample's values as they are, in another shape at most."""
-    if node.op != "call_function" or not isinstance(node.args[0], Node):
+    """An op that gives each sample's values as they are, in another shape at most; also a mean of one value each."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
         return False
-    if node.target not in (_TRANSPARENT - _CURVED) | _CUTS:
+    if node.target not in (_TRANSPARENT - _CURVED) | _CUTS | _MEAN | _ADAPTIVE_POOL:
         return False
     before, after = (n.meta["val"].shape[1:] for n in (node.args[0], node))
     return math.prod(before) == math.prod(after) and all(isinstance(n, int) for n in (*before, *after))

@@ -52,7 +52,7 @@ def explain(
 
     Returns:
         A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
-        `output_names`.
+        `output_names`. The logits are what the network says, but in front of a softmax or sigmoid that it ends in.
 
     Raises:
         AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
@@ -71,6 +71,7 @@ class ExplainedModel(nn.Module):
         size: `(T, H, W)` of the example.
         channels: of the clips; 3 for RGB.
         num_classes: K.
+        score: what is explained, and how the logits are read.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
         median_weight: of the classifier's weights: as tau, it drops half of them.

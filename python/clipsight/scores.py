@@ -25,7 +25,7 @@ class Score:
         choice: `classes=`, as given.
         logits: those of one clip, `[1, K]`, or as the target's layout says.
         head_classes: number of classes of each of the target's heads.
-        ending: what was taken off the end of the network, `"softmax"` or `"sigmoid"`.
+        ending: what was taken off the end of the network, `"softmax"` or `"sigmoid"`; `"none"`: they are no logits.
 
     Attributes:
         choice: `classes=`, as the manifest states it.
@@ -47,7 +47,8 @@ class Score:
         head_classes: tuple[int, ...] = (),
         ending: str | None = None,
     ) -> None:
-        self.target, self.head_classes, self.ending = target, head_classes, ending
+        self.target, self.head_classes = target, head_classes
+        self.ending = None if ending == "none" else ending
         self._check_shape(logits)
         self.num_classes = self.by_class(logits).shape[1]
         self.probability = target.probability or default_probability(self.num_classes, ending)

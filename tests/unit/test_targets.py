@@ -276,6 +276,12 @@ ENDINGS = {
     "sigmoid": lambda s, x: torch.sigmoid(s.verb(s.pooled(x))),
     "sigmoid of the one": lambda s, x: torch.sigmoid(s.one(s.pooled(x)))[:, 0],
     "sigmoid of one": lambda s, x: s.one(s.pooled(x)).sigmoid().squeeze(-1),
+    "softmax of places": lambda s, x: (
+        s.voxel(s.body(x).mean((2, 3, 4), keepdim=True)).softmax(1).mean((2, 3, 4), keepdim=True).flatten(1)
+    ),
+    "softmax of places, classes last": lambda s, x: (
+        s.verb(s.body(x).mean((2, 3, 4), keepdim=True).permute(0, 2, 3, 4, 1)).softmax(4).mean((1, 2, 3)).view(-1, 4)
+    ),
     "logits and softmax": lambda s, x: (lambda y: (y, y.softmax(1)))(s.verb(s.pooled(x))),
     "a dictionary": lambda s, x: (lambda y: {"probs": y.sigmoid(), "logits": y})(s.verb(s.pooled(x))),
     "steps and their mean": lambda s, x: (lambda y: (y.transpose(1, 2), y.mean(1)))(s.verb(s.steps(x))),
@@ -288,17 +294,18 @@ def test_an_ending_is_stripped_and_said(end):
     network = networks.seeded(lambda: Net(ENDINGS[end])).double()
     name = "sigmoid" if "sigmoid" in end or end == "a dictionary" else "softmax"
     stripped = end != "steps and their mean"
-    heads = [InputGradient(**RAW), *([SaliencyTube(size="features", normalize="none")] if stripped else [])]
+    with_tube = stripped and end != "softmax of places, classes last"  # whose rows are not found
+    heads = [InputGradient(**RAW), *([SaliencyTube(size="features", normalize="none")] if with_tube else [])]
     explained = clipsight.explain(network, heads, x[:1], [0])
     with torch.inference_mode():
         logits, product, *tube = explained(x)
-        layer = network.one if "one" in end else network.verb
-        expected = layer(network.steps(x).mean(1) if not stripped else network.pooled(x))
-    torch.testing.assert_close(logits, expected)
-    bare = networks.seeded(lambda: Net(lambda s, x: (s.one if "one" in end else s.verb)(s.pooled(x)))).double()
+    layer = network.one if "one" in end else network.voxel if end == "softmax of places" else network.verb
+    weight, bias = layer.weight.flatten(1).detach(), layer.bias.detach()
+    torch.testing.assert_close(logits, network.pooled(x).detach() @ weight.T + bias)
+    bare = networks.seeded(lambda: Net(lambda s, x: s.pooled(x) @ weight.T)).double()
     assert off(product, gradient(bare, x, lambda y: y[0]) * x) < 1e-9
     if tube:
-        assert off(tube[0][:, 0], torch.einsum("ncthw,c->nthw", network.body(x), layer.weight[0]).detach()) < 1e-9
+        assert off(tube[0][:, 0], torch.einsum("ncthw,c->nthw", network.body(x), weight[0]).detach()) < 1e-9
     described = explained.describe()
     assert described["probability"] == name
     assert described["target"].get("stripped") == (name if stripped else None)
@@ -323,6 +330,8 @@ def test_what_is_no_ending_stays():
         logits, product = explained(x)
     torch.testing.assert_close(logits, network(x).detach())
     assert off(product, gradient(network, x, lambda y: y[1]) * x) < 1e-9
+    assert explained.describe()["probability"] == "none"  # a softmax of these would be one of probabilities
+    assert explained.output_meanings["logits"] == "scores [N, K]"
 
 
 # ---- Probabilities --------------------------------------------------------------------------------------------------
