@@ -62,7 +62,7 @@ def explain(
 
     Returns:
         A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
-        `output_names`.
+        `output_names`. The logits are what the network says, but in front of a softmax or sigmoid that it ends in.
 
     Raises:
         AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
@@ -83,6 +83,7 @@ class ExplainedModel(nn.Module):
         channels: of the clips; 3 for RGB.
         layout: the order of the clips' axes.
         num_classes: K.
+        score: what is explained, and how the logits are read.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
         median_weight: of the classifier's weights: as tau, it drops half of them.
@@ -221,7 +222,7 @@ class ExplainedModel(nn.Module):
         """Logits with the softmax or sigmoid that the network ends in, and that the explained model leaves out."""
         attached, axis = self._graph(self.size)[1], self.target.class_axis
         ends_in = attached.logits.ends_in
-        if ends_in is None:
+        if ends_in in (None, "none"):
             return logits
         if ends_in == "sigmoid":
             return logits.sigmoid()
