@@ -284,10 +284,8 @@ class ExplainedModel(nn.Module):
         if not bool(logits.isfinite().all()):
             weight = not_finite(self.model)
             warnings.warn(
-                f"explain: the logits of {self.model_name} are not finite for the example, "
-                + (
-                    f"because its {weight} is not" if weight else "though its weights are: is the example in its range?"
-                ),
+                f"explain: the logits of {self.model_name} are not finite for the example: "
+                + (weight or "its weights are, so is the example within its range?"),
                 stacklevel=4,
             )
         if op := mixes_samples(network.graph):
