@@ -20,7 +20,7 @@ from .foreign import in_words_of_ours, not_read, not_run
 from .graph.places import Spot
 from .heads import Evidence, Head
 from .heads.base import BORDER
-from .inputs import as_we_call_it, check_clip, check_model, check_runs, layout_of, one_of
+from .inputs import as_we_call_it, check_clip, check_model, layout_of, one_of
 from .layouts import OURS, order, size_of
 from .scores import Choice, Score
 from .suspects import mixes_samples, not_finite
@@ -256,9 +256,10 @@ class ExplainedModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
-        methods = zip(self.methods, self.bound, self.spots, strict=True)
+        methods = zip(self.methods, self.bound, strict=True)
         return {
-            "methods": [(m if m.depth is None else b).describe() | {"explains": spot} for m, b, spot in methods],
+            "methods": [(m if m.depth is None else b).describe() for m, b in methods],
+            "explains": list(self.spots),
             **self.score.describe(),
             "head": self.head,
             "features": self.features,
@@ -269,11 +270,7 @@ class ExplainedModel(nn.Module):
 
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
-            try:
-                graph = capture(self.model, (self.channels, *size), self._like)
-            except AttachError:
-                check_runs(self.model, torch.zeros(1, self.channels, *size, **self._like))
-                raise
+            graph = capture(self.model, (self.channels, *size), self._like)
             with in_words_of_ours(AttachError, not_read):
                 attached = attach(graph, self.model, self.head, self.features, self.methods, self.target)
             self._graphs[size] = graph, attached
@@ -406,7 +403,7 @@ class SizedExplanation(nn.Module):
         if route is None:
             return {}
         nodes = {tensor: route.nodes[i] for tensor, i in route.taps.items()}
-        return {tensor: self.tap(tensor, self.attached.get(seen, node), len(seen[0])) for tensor, node in nodes.items()}
+        return {tensor: self.tap(tensor, self.attached.get(seen, node), seen[0].shape[0]) for tensor, node in nodes.items()}
 
     def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
         """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""

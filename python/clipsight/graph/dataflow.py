@@ -81,6 +81,8 @@ class Op:
             return False
         if self.role is Role.POOLS and self.kind.name != "cumsum" and self.inputs[0].grid:
             return True
+        if self.kind.name in ("slice", "index") and self.grid:
+            return False  # every second frame, say, all along the clip
         before, after = (op.axes for op in (self.inputs[0], self))
         if not _whole(before) or not _whole(after):
             return False
