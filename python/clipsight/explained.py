@@ -327,7 +327,7 @@ class SizedExplanation(nn.Module):
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
-        logits, _, _, *further = self.look(clip)
+        logits, _, _, *further = self.look(as_type(clip, self.outside or self.inside))
         return logits, self.tensors(further)
 
     def __reduce__(self):

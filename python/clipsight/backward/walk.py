@@ -58,18 +58,24 @@ class Walk:
         leads = {stop}
         for op in reversed(self.ops):
             if leads.intersection(op.reads):
-                if op.back.gate:
+                if op.back is not None and op.back.gate:
                     return True
                 leads.add(op.made)
         return False
 
 
 class Backward(NamedTuple):
-    """Every walk through a network, and the nodes whose tensors they need, by number."""
+    """Every walk through a network, and the nodes whose tensors they need, by number.
+
+    Attributes:
+        mixes: an op behind the logits takes the samples of a batch together, such as a norm on their statistics: what
+            is found for a batch is that of this batch, and copies of it have to be looked at one by one.
+    """
 
     walks: dict[Rules, Walk]
     nodes: dict[int, Node]
     stops: dict[Hashable, int]
+    mixes: bool = False
 
     def amplifies(self, rules: Rules, place: Hashable) -> bool:
         """Whether a rounding error may become a larger one on the way back to a place."""
@@ -143,6 +149,7 @@ def find_backward(
         walks=walks,
         nodes={number: node for node, number in planner.numbers.items() if number in taps},
         stops={place: planner.numbers[node] for place, node in stops.items()},
+        mixes=planner.mixes(),
     )
 
 
@@ -160,6 +167,17 @@ class _Planner:
         self.varying = varying(graph)
         self.kinds = {node: self._kind(node) for node in graph.nodes if node in self.varying}
         self.recorder = Recorder()
+
+    def mixes(self) -> bool:
+        """Whether an op takes the samples of a batch together."""
+        for node, kind in self.kinds.items():
+            if node in self.behind and kind.name == "batch_statistics":
+                return True
+            if node in self.behind and kind.name in ("mean", "sum"):
+                value, axes = node.args[0].meta["val"], node.args[1] if len(node.args) > 1 else None
+                if any(not isinstance(value.shape[d], int) for d in axes or range(value.dim())):
+                    return True
+        return False
 
     def walk(self, rules: Rules, stops: list[Node]) -> Walk:
         leads = set().union(*(self._leads(stop) for stop in stops))
