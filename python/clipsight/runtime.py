@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
+from .errors import first_line
+from .layouts import in_words, size_of
 from .manifest import FORMATS, LoadError, Manifest, OptionInput, check_kind, read_manifest
 from .onnx_runtime import onnx_session, session_options
 
@@ -70,7 +72,8 @@ class Loaded:
         """Runs the file on a batch.
 
         Args:
-            clip: `[N, 3, T, H, W]`, or uint8 frames `[N, T, H, W, 3]` of any H and W where the file takes those.
+            clip: `[N, 3, T, H, W]`, or its axes in the order of the manifest's `input.layout`; or uint8 frames
+                `[N, T, H, W, 3]` of any H and W where the file takes those.
             classes: int64 `[N, M]`, for a file that was explained with `classes="input"`.
             explain: whether maps are wanted; where no sample of the batch wants them they have zero length.
             tau: weights below it count as zero.
@@ -95,7 +98,9 @@ class Loaded:
         try:
             return self._run(*inputs)
         except Exception as error:  # of a runtime, whose exceptions have no common base
-            raise LoadError(f"load: the file must run on inputs that fit its manifest, got: {error}") from error
+            raise LoadError(
+                f"load: the file must run on inputs that fit its manifest, got: {first_line(error)}"
+            ) from error
 
     def _check_clip(self, clip) -> None:
         want = self.manifest.input
@@ -103,12 +108,12 @@ class Loaded:
         if not _is_array(clip):
             raise TypeError(f"load: {name} must be a NumPy array or torch tensor, got {type(clip).__name__}")
         shape = tuple(clip.shape)
-        if want.layout == "NTHWC":
+        if want.takes_frames:
             allowed = " or ".join(f"[N, {t}, H, W, {want.channels}]" for t in dict.fromkeys(s[0] for s in want.sizes))
             fits = len(shape) == 5 and shape[1] in {s[0] for s in want.sizes} and min(shape[2:]) > 0
         else:
-            allowed = " or ".join(f"[N, {want.channels}, {t}, {h}, {w}]" for t, h, w in want.sizes)
-            fits = len(shape) == 5 and shape[2:] in want.sizes
+            allowed = " or ".join(in_words(want.channels, size, want.layout) for size in want.sizes)
+            fits = len(shape) == 5 and size_of(shape, want.layout) in want.sizes
         if not fits or shape[axis] != want.channels:
             hint = "; export with sizes= for other clip sizes" if len(shape) == 5 and not fits else ""
             raise ValueError(f"load: {name} must have shape {allowed}, got {list(shape)}{hint}")
@@ -116,7 +121,7 @@ class Loaded:
             raise ValueError(f"load: {name} must have at least one sample, got shape {list(shape)}")
         if _dtype(clip) != want.dtype:
             raise TypeError(f"load: {name} must be {want.dtype}, got {_dtype(clip)}")
-        if want.layout == "NTHWC":
+        if want.takes_frames:
             self.manifest.preprocessing.resized(shape[2:4])
 
     def _check_classes(self, clip, classes) -> None:
@@ -161,7 +166,7 @@ class _TorchScript:
             with quiet():
                 return self.torch.jit.load(str(path), map_location=self.device).eval()
         except Exception as error:  # of damaged text it is a UnicodeDecodeError
-            raise LoadError(f"load: torch.jit.load could not read '{path}': {error}") from error
+            raise LoadError(f"load: torch.jit.load could not read '{path}': {first_line(error)}") from error
 
     def __call__(self, *inputs) -> tuple:
         torch = self.torch
@@ -213,7 +218,7 @@ class _Onnx:
             try:
                 self.session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
             except Exception as error:  # ONNX Runtime's own exception types have no common base
-                raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
+                raise LoadError(f"load: ONNX Runtime could not read '{path}': {first_line(error)}") from error
         if device != "cpu" and self.session.get_providers()[0] != "CUDAExecutionProvider":
             raise LoadError(
                 f"load: device must be one that works here, got {device!r}: ONNX Runtime could not start CUDA"

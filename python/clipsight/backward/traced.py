@@ -11,7 +11,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..dataflow import AttachError, follow_sizes, free_batch, op_of, shape_of, where
+from ..errors import first_line
 from ..graph.table import Role
 from . import adjoints, unrolled
 from .maps import broadcast
@@ -114,7 +114,9 @@ def _record(node: Node, op: Op, nodes: Mapping[Reference, Node], outputs: tuple[
     made = [node.meta["val"][i] for i in outputs] if op.parts else [node.meta["val"]]
     fake = made[0].fake_mode
     wanted = [list(nodes).index(Tap(read)) for read, wants in zip(op.reads, op.wanted, strict=True) if wants]
-    same_shape = len(nodes) and len(op.reads) == 1 and not op.parts and shape_of(nodes[Tap(op.reads[0])]) == shape_of(node)
+    same_shape = (
+        len(nodes) and len(op.reads) == 1 and not op.parts and shape_of(nodes[Tap(op.reads[0])]) == shape_of(node)
+    )
     elementwise = op.kind.role in (Role.GATES, Role.CURVES) and same_shape
 
     def derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -139,7 +141,8 @@ def _record(node: Node, op: Op, nodes: Mapping[Reference, Node], outputs: tuple[
             module = make_fx(factors if elementwise else derivative, decomposition_table=table)(*inputs)
     except Exception as error:
         raise AttachError(
-            f"explain: '{op_of(node)}' {where(node)} must have a derivative that can be recorded, got {error}"
+            f"explain: '{op_of(node)}' {where(node)} must have a derivative that can be recorded, got "
+            f"{first_line(error)}"
         ) from error
     _must_be_free(node, [*made, *taken])
     graph = module.graph
@@ -209,7 +212,10 @@ def _try(node: Node, record: Record, made: Sequence[Tensor], taken: Sequence[Ten
     generator = torch.Generator().manual_seed(0)
 
     def random(value: Tensor, *front: int) -> Tensor:
-        lengths = [int(n.node.expr.subs(dict.fromkeys(n.node.expr.free_symbols, 2))) if isinstance(n, torch.SymInt) else n for n in value.shape]
+        lengths = [
+            int(n.node.expr.subs(dict.fromkeys(n.node.expr.free_symbols, 2))) if isinstance(n, torch.SymInt) else n
+            for n in value.shape
+        ]
         uniform = torch.rand(*front, *lengths, generator=generator)
         if value.dtype.is_floating_point:
             return (0.1 + 0.8 * uniform).to(value.dtype)
@@ -221,7 +227,10 @@ def _try(node: Node, record: Record, made: Sequence[Tensor], taken: Sequence[Ten
         try:
             arrived, given = [[t.to(device) for t in tensors] for tensors in (arrived, given)]
             together = record.run(arrived, given)
-            alone = [torch.stack(parts) for parts in zip(*(module(*(g[m] for g in arrived), *given) for m in range(2)), strict=True)]
+            alone = [
+                torch.stack(parts)
+                for parts in zip(*(module(*(g[m] for g in arrived), *given) for m in range(2)), strict=True)
+            ]
         except Exception as error:
             raise AttachError(
                 f"explain: the gradient of '{op_of(node)}' {where(node)} must be that of any batch size, got {error}"

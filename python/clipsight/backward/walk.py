@@ -23,6 +23,7 @@ from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, where
 from ..graph.table import Kind, Role, kind_of, op_name, varying
+from ..suspects import mixes_samples
 from .derivatives import NONLINEAR
 from .maps import LINEAR
 from .rules import Local, Op, Parameter, Rules, Shape, Tap, each_read
@@ -149,7 +150,7 @@ def find_backward(
         walks=walks,
         nodes={number: node for node, number in planner.numbers.items() if number in taps},
         stops={place: planner.numbers[node] for place, node in stops.items()},
-        mixes=planner.mixes(),
+        mixes=bool(mixes_samples(graph)),
     )
 
 
@@ -167,17 +168,6 @@ class _Planner:
         self.varying = varying(graph)
         self.kinds = {node: self._kind(node) for node in graph.nodes if node in self.varying}
         self.recorder = Recorder()
-
-    def mixes(self) -> bool:
-        """Whether an op takes the samples of a batch together."""
-        for node, kind in self.kinds.items():
-            if node in self.behind and kind.name == "batch_statistics":
-                return True
-            if node in self.behind and kind.name in ("mean", "sum"):
-                value, axes = node.args[0].meta["val"], node.args[1] if len(node.args) > 1 else None
-                if any(not isinstance(value.shape[d], int) for d in axes or range(value.dim())):
-                    return True
-        return False
 
     def walk(self, rules: Rules, stops: list[Node]) -> Walk:
         leads = set().union(*(self._leads(stop) for stop in stops))
@@ -255,7 +245,9 @@ class _Planner:
             op = replace(op, weight=self._weight(node, op))
         if first is not None:
             clip, moved = first
-            return replace(op, clip=self.numbers[clip], leading=reads[0][1] if reads[0][1] is not clip else None, moved=moved)
+            return replace(
+                op, clip=self.numbers[clip], leading=reads[0][1] if reads[0][1] is not clip else None, moved=moved
+            )
         return op
 
     def _with_rule(self, rules: Rules, op: Op, node: Node, leads: set[Node]) -> tuple[Op, set[int]]:

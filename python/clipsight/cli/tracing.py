@@ -20,10 +20,11 @@ from ..pyramid import graph as graphs
 from ..pyramid.page import write_page
 from ..pyramid.pictures import Shot, write_graph, write_sheet, write_tubes
 from ..staging import staging
+from ..targets import Reading
 from ..text import printable
 from ..video import VideoReader
-from ..windows import Geometry, Window, sliding_windows, to_gray
-from .explaining import Rows, label_of, softmax, tail_of
+from ..windows import Geometry, Window, for_network, sliding_windows
+from .explaining import Rows, label_of, tail_of
 from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
 
@@ -37,17 +38,18 @@ class Traced:
     """One clip's classes, traced.
 
     Attributes:
-        logits: `[K]`.
+        probabilities: `[K]`, or scores; `reading` says which.
         pyramids: one for each class.
         names: for each class and layer, what its volumes show.
         options: of the method.
         activations: layer -> float32 `[channels, t, h, w]`, the features that it reads, as far as they are known.
     """
 
-    logits: np.ndarray
+    probabilities: np.ndarray
     pyramids: list[Pyramid]
     names: list[list[list[str]]]
     options: dict[str, Any]
+    reading: Reading
     activations: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -62,7 +64,7 @@ class LivePyramid:
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
         self._module, self._device, self._explained = model.module.to(device), device, None
-        self._channels = model.channels
+        self._channels, self._layout = model.channels, model.layout
         self._heads = [FeaturePyramid(**options, layers=layers)]
         if layers:  # the graph has all layers, only the pictures have some
             bare = {name: options[name] for name in ("theta", "depth") if name in options}
@@ -75,16 +77,17 @@ class LivePyramid:
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         import torch
 
-        sized, (logits, *seen) = self._look(clip)
+        sized, seen = self._look(clip)
         with torch.inference_mode():
             chosen = torch.tensor([classes], device=self._device)
-            maps = sized.maps(logits, *seen, classes=chosen)
+            maps = sized.maps(*seen, classes=chosen)
         names = self._explained.output_names
-        outputs = dict(zip(names, [logits, *maps], strict=True))
-        route, taps = sized.attached.route, seen[2:]
-        read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads.items()}
+        outputs = dict(zip(names, [seen[0], *maps], strict=True))
+        taps = sized.taps(seen)
+        read = {name: taps[i][0] for name, i in sized.attached.route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
+            self.reading,
             self._explained.bound[0].found,
             self._heads[-1].describe(),
             classes,
@@ -93,20 +96,24 @@ class LivePyramid:
         )
         return replace(traced, activations={n: t.float().cpu().numpy() for n, t in read.items() if t.dim() == 4})
 
+    @property
+    def reading(self) -> Reading:
+        """Of the logits, once there are some."""
+        return self._explained.score.reading
+
     def _look(self, clip: np.ndarray):
         import torch
 
         from .. import explain
 
-        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
-        tensor = torch.from_numpy(clip).to(self._device)
+        tensor = torch.from_numpy(for_network(clip, self.preprocessing, self._channels, self._layout)).to(self._device)
         if self._explained is None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._explained = explain(self._module, self._heads, tensor, "input")
+                self._explained = explain(self._module, self._heads, tensor, "input", layout=self._layout)
             said = (str(warning.message) for warning in caught)
             self.notes = list(dict.fromkeys(text for text in said if text.startswith("explain:")))
-        sized = self._explained.at(tuple(tensor.shape[2:]))
+        sized = self._explained.at(self.preprocessing.size)
         with torch.inference_mode():
             return sized, sized.look(tensor)
 
@@ -121,7 +128,7 @@ class ExportedPyramid:
 
         self._loaded = load(path, device=device, threads=threads)
         manifest = self._loaded.manifest
-        self.name, self.labels = Path(path).name, manifest.labels
+        self.name, self.labels, self.reading = Path(path).name, manifest.labels, manifest.reading
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         found = [method["method"] for method in manifest.methods]
         if METHOD not in found:
@@ -132,8 +139,7 @@ class ExportedPyramid:
             if not any(layer.is_in(wanted) for layer in self._layers):
                 names = [layer.name for layer in self._layers]
                 raise CommandError(f"layer: must be one that {path} puts out, among {names}, got {wanted!r}")
-        self.takes_frames = manifest.input.layout == "NTHWC"
-        self._is_gray = manifest.input.channels == 1 and not self.takes_frames
+        self.takes_frames = manifest.input.takes_frames
         self._takes_classes = manifest.classes == "input"
         self.fixed_classes = None if self._takes_classes else manifest.classes
         self._optional = any(option.name == "explain" for option in manifest.option_inputs)
@@ -143,12 +149,15 @@ class ExportedPyramid:
 
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         outputs = self._run(clip, classes, {})
-        given = classes if self._takes_classes else _most_probable(self.fixed_classes, outputs["logits"][0])
-        return _traced(outputs, self._layers, self._method, given, classes, self.labels, self._drawn)
+        scores = self.reading.scores(outputs["logits"][0])
+        given = classes if self._takes_classes else _most_probable(self.fixed_classes, scores)
+        return _traced(outputs, self.reading, self._layers, self._method, given, classes, self.labels, self._drawn)
 
     def _run(self, clip: np.ndarray, classes: tuple[int, ...], options: dict) -> dict[str, np.ndarray]:
         given = (np.array([classes], np.int64),) if self._takes_classes else ()
-        clip = to_gray(clip, self.preprocessing) if self._is_gray else clip
+        if not self.takes_frames:
+            taken = self._loaded.manifest.input
+            clip = for_network(clip, self.preprocessing, taken.channels, taken.layout)
         results = self._loaded(clip, *given, **options)
         return dict(zip(self._loaded.output_names, map(np.asarray, results), strict=True))
 
@@ -171,9 +180,10 @@ def open_network(request: Request, options: dict[str, Any], layers: tuple[str, .
     )
 
 
-def _traced(outputs, layers, options, given, classes, labels, drawn=()) -> Traced:
+def _traced(outputs, reading, layers, options, given, classes, labels, drawn=()) -> Traced:
     """From the outputs for one clip, explained for the classes `given`, those of `classes`."""
-    traced = Traced(outputs["logits"][0], [], [], {k: v for k, v in options.items() if k not in ("layers", "found")})
+    kept = {k: v for k, v in options.items() if k not in ("layers", "found")}
+    traced = Traced(reading.probabilities(outputs["logits"][0]), [], [], kept, reading)
     for index in classes:
         position = list(given).index(index)
         whole = Pyramid.from_outputs(layers, outputs, index, printable(label_of(index, labels)), position=position)
@@ -294,8 +304,9 @@ def _probabilities(network, window: Window) -> np.ndarray:
     logits = network.logits(window.clip)
     if not np.isfinite(logits).all():
         raise CommandError(f"model: the output must be finite, got NaN or infinity in the clip at {window.start}")
-    check_count(network.labels, len(logits))
-    return softmax(logits)
+    probabilities = network.reading.probabilities(logits)
+    check_count(network.labels, len(probabilities))
+    return probabilities
 
 
 # ---- The files ------------------------------------------------------------------------------------------------------
@@ -309,7 +320,6 @@ def write(
     if reader.cut_off:
         notes.append(f"the video is cut off or damaged: it was read up to frame {reader.decoded - 1}")
     preprocessing, last = network.preprocessing, shot.start + len(shot.frames) - 1
-    probabilities = softmax(traced.logits)
     facts = {
         "clipsight": __version__,
         "model": network.name,
@@ -330,8 +340,8 @@ def write(
     with staging(out / "pyramid" if out.is_dir() else out) as folder:
         folder.mkdir()
         for i, (pyramid, names) in enumerate(zip(traced.pyramids, traced.names, strict=True)):
-            tail, probability = tail_of(labels, i), float(probabilities[pyramid.class_index])
-            own = {"probability": round(probability, 6), **facts}
+            tail, probability = tail_of(labels, i), float(traced.probabilities[pyramid.class_index])
+            own = {traced.reading.unit: round(probability, 6), **facts}
             count = sum(int(step.edges.sum()) for step in pyramid)
             values = graphs.to_dict(pyramid, count <= GRAPH_LIMIT, **own)
             (folder / f"graph{tail}.json").write_text(json.dumps(values) + "\n", "utf-8")
@@ -344,7 +354,7 @@ def write(
                 )
             (folder / f"kernels{tail}.csv").write_text(graphs.to_csv(pyramid), "utf-8")
             write_graph(folder / f"graph{tail}.svg", pyramid, about)
-            title = f"{pyramid.label}   {100 * probability:.1f} %"
+            title = f"{pyramid.label}   {traced.reading.in_words(probability)}"
             write_sheet(folder / f"pyramid{tail}.png", pyramid, names, shot, title, about)
             for step, own_names in zip(pyramid, names, strict=True):
                 write_tubes(folder, step, own_names, shot, tail)

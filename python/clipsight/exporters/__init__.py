@@ -14,7 +14,10 @@ from pathlib import Path
 import torch
 
 from .. import __version__, runtime
+from ..errors import first_line
+from ..foreign import depends_on_values, in_words_of_ours, op_in, root
 from ..labels import as_labels
+from ..layouts import in_words
 from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
 from ..staging import whole_file
@@ -23,6 +26,11 @@ from .program import THRESHOLDS, Program
 
 OUTPUTS = ("float32", "float16", "uint8")
 HALVES = ("float16", "bfloat16")
+MAKERS = {  # of each format, and what to do where it fails
+    ".pt": ("torch.jit", "'.onnx' and '.pt2' are made in other ways"),
+    ".onnx": ("torch.onnx", "'.pt' and '.pt2' keep torch's own ops"),
+    ".pt2": ("AOTInductor", "'.pt' and '.onnx' are made in other ways"),
+}
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
@@ -58,7 +66,8 @@ def export(
     Args:
         explained: what `clipsight.explain` returned.
         path: the file to write; its suffix chooses the format, its folder must exist.
-        example: a real clip `[N, 3, T, H, W]` (or frames `[N, T, H, W, 3]`) for the comparison, beside random ones.
+        example: a real clip, as the explained model takes it (or frames `[N, T, H, W, 3]`), for the comparison, beside
+            random ones.
         plugin: call the fused ops of clipsight's native library, which must then be loaded where the file runs
             (default for `.pt` and `.pt2`), or use ops of plain torch or standard ONNX only (default for `.onnx`).
         sizes: clip sizes `(T, H, W)` that the file accepts besides that of the example that was explained.
@@ -106,7 +115,7 @@ def export(
         raise TypeError(f"export: explained must come from clipsight.explain, got {type(explained).__name__}")
     format = importlib.import_module(f".{FORMATS[path.suffix]}", __name__)
     sizes = _sizes(explained, sizes)
-    preprocessing = _preprocessing(preprocessing, sizes, frames)
+    preprocessing = _preprocessing(preprocessing, sizes, frames, explained.channels)
     labels = as_labels(labels, explained.num_classes, "export: labels")
     exact = explained if output is None else explained.with_maps_of(_choice("output", output, OUTPUTS))
     dtype = _choice("half", "float16" if half is True else half, HALVES) if half else None
@@ -120,8 +129,11 @@ def export(
         thresholds=tuple(name for name in THRESHOLDS if name in _inputs(inputs)),
     )
     if example is not None and (example.dim() != 5 or program.sees(example) not in sizes):
-        want = "frames [N, T, H, W, 3]" if frames else "a clip [N, 3, T, H, W]"
+        clip = in_words(explained.channels, "THW", explained.layout)
+        want = "frames [N, T, H, W, 3]" if frames else f"a clip {clip}"
         raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
+    if example is not None and not bool(example.isfinite().all()):
+        raise ValueError("export: example must hold finite values, got NaN or infinity among them")
     begin = progress or (lambda phase, file: None)
     options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
     facts = {"model": name or explained.model_name, "labels": labels, "options": options}
@@ -136,16 +148,19 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
     """One file; `exact` is the model in float32 where the program's is in half precision."""
     explained = program.explained
     described = json.loads(json.dumps(explained.describe()))  # as it will be read back: lists, no tuples
+    told = functools.partial(_told, program, path.suffix)
     begin("capture", path)
-    captured = format.capture(program)
+    with told("follow the explained network"):
+        captured = format.capture(program)
     begin("write", path)
-    artifact = format.build(program, captured)
+    with told("write the explained network"):
+        artifact = format.build(program, captured)
+        ports = {"option_inputs": program.option_inputs(), "outputs": program.outputs}
     manifest = Manifest(
         kind=format.KIND,
         input=program.clip_input(),
         classes_input=program.classes_port(),
-        option_inputs=program.option_inputs(),
-        outputs=program.outputs,
+        **ports,
         **described | ({"methods": []} if program.alone else {}),
         plugin=Plugin(program.plugin, format.PLUGIN_LIBRARY, __version__ if program.plugin else ""),
         preprocessing=program.preprocessing,
@@ -160,9 +175,11 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         save(manifest)
         if precheck:
             begin("check", path)
-            figures = getattr(format, "check", check_file)(program, written, example)
+            with told("compare the file with the network"):
+                half = {} if exact is None else half_difference(program, runtime.load(written), exact)
+                figures = getattr(format, "check", check_file)(program, written, example)
             if exact is not None:
-                figures["half_difference"] = half_difference(program, runtime.load(written), exact)
+                figures["half_difference"] = half
             manifest = dataclasses.replace(manifest, self_check=figures)
             save(manifest)
     return manifest
@@ -173,6 +190,23 @@ def _save(format, artifact, path: Path, written: Path, manifest: Manifest) -> No
         format.save(artifact, written, manifest)
     except OSError as error:
         raise ExportError(f"export: '{path}' could not be written: {error.strerror}") from error
+
+
+def _told(program: Program, suffix: str, what: str):
+    """Errors of torch, ONNX and the compilers in words of ours; see `foreign`."""
+    maker, advice = MAKERS[suffix]
+
+    def say(error: Exception) -> str:
+        cause, op = root(error), op_in(error)
+        about = f"{maker} could not {what} for '{suffix}'" + (f" because of {program.where(op)}" if op else "")
+        if depends_on_values(cause):
+            return (
+                f"export: {about}: what it returns depends on values of the clip, which no graph holds; see torch.where"
+            )
+        reason = "ONNX has no op for it" if "No ONNX function found" in str(cause) else first_line(cause)
+        return f"export: {about}: {reason}; {advice}"
+
+    return in_words_of_ours(ExportError, say)
 
 
 def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:
@@ -186,15 +220,24 @@ def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:
     return tuple(every)
 
 
-def _preprocessing(preprocessing, sizes, frames) -> Preprocessing | None:
+def _preprocessing(preprocessing, sizes, frames, channels: int) -> Preprocessing | None:
     if frames is not None:
         _choice("frames", frames, ("uint8",))
+        if channels not in (1, 3):
+            raise ValueError(
+                f"export: frames must be None for a network of {channels} channels: a video has 3, or 1 as gray; got "
+                f"{frames!r}"
+            )
         if preprocessing is None:
             raise ValueError("export: preprocessing must be given with frames='uint8': it becomes part of the graph")
     if preprocessing is None:
         return None
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.from_dict(dict(preprocessing))
+    if preprocessing.channels == 1 and channels == 3:
+        raise ValueError(
+            "export: preprocessing must have 3 values of mean and of std for a network of 3 channels, got 1, for gray"
+        )
     if preprocessing.size not in sizes:
         raise ValueError(
             f"export: preprocessing must give clips of one of the file's sizes {list(sizes)}, got {preprocessing.size}"

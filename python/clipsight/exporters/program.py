@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backward.chunks import Chunks, sums_apart
-from ..backward.places import CLIP
+from ..dataflow import where
+from ..graph.places import CLIP
+from ..layouts import OURS, order, size_of
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -55,13 +57,13 @@ class Program:
             decisions: see `Evidence`.
             nudge: share of itself by which every value of the clip is changed at random, as rounding might.
         """
-        clip = inputs.pop(self.input_names[0])
-        clip = clip if self.prepare is None else self.prepare(clip)
+        clip = self.clip_of(inputs)
+        del inputs[self.input_names[0]]
         if nudge:
             noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
             clip = clip * (1 + nudge * noise.to(clip.device, clip.dtype))
         wanted = inputs.pop("explain", None)
-        size = tuple(clip.shape[2:])
+        size = size_of(clip.shape, self.layout)
         if self.alone:
             return _Alone(self.explained, size)(clip)
         if wanted is None or bool(wanted.any()):
@@ -69,13 +71,32 @@ class Program:
         outputs = self.explained.at(size)(clip, **inputs)
         return outputs[0], *(output.new_zeros(nothing(output.shape)) for output in outputs[1:])
 
+    def given_logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """See `ExplainedModel.given_logits`."""
+        return self.explained.given_logits(self.clip_of(inputs))
+
+    def clip_of(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The network's clip, of the frames where the file takes those."""
+        first = inputs[self.input_names[0]]
+        return first if self.prepare is None else self.prepare(first)
+
     @functools.cached_property
     def prepare(self) -> Frames | None:
-        return Frames(self.preprocessing, self.explained.input_dtype).eval() if self.frames else None
+        if not self.frames:
+            return None
+        channels = self.explained.channels
+        return Frames(self.preprocessing, self.explained.input_dtype, channels, self.layout).eval()
+
+    @property
+    def layout(self) -> str:
+        """The order of the axes of the network's clips."""
+        return self.explained.layout
 
     def sees(self, example: Tensor) -> tuple[int, ...]:
         """The clip size of an example of the first input."""
-        return (example.shape[1], *self.preprocessing.crop) if self.frames else tuple(example.shape[2:])
+        if self.frames:
+            return (example.shape[1], *self.preprocessing.crop)
+        return size_of(example.shape, self.layout)
 
     def whole(self, size) -> nn.Module:
         """One size, from the file's own first input on: `forward` takes the frames, then as `module`."""
@@ -87,7 +108,7 @@ class Program:
 
     def seen(self, size) -> int:
         """How many tensors the network hands on to the heads, the logits included."""
-        return 3 + len(self.explained.at(size, plugin=self.plugin).attached.nodes)
+        return len(self.explained.at(size, plugin=self.plugin).attached.names)
 
     @functools.cached_property
     def sensitive(self) -> frozenset[str]:
@@ -99,12 +120,31 @@ class Program:
         flags = [head.sensitive(attached.backward, attached.linear) for head in heads for _ in head.outputs()]
         return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
 
+    @functools.cached_property
+    def turnable(self) -> frozenset[str]:
+        """Outputs in which rounding can turn a gate, or the choice of a pyramid's kernels."""
+        if self.alone:
+            return frozenset()
+        heads = [head for head in self.explained.bound for _ in head.outputs()]
+        chosen = (n for n, head in zip(self.output_names[1:], heads, strict=True) if head.depth is not None)
+        return self.sensitive | frozenset(chosen)
+
     @property
     def reaches_clip(self) -> bool:
         """Whether a walk back from the logits goes through the whole network."""
         linear = self.explained.at(self.sizes[0]).attached.linear
         walks = [walk for head in self.explained.bound for walk in head.walks(linear)]
         return not self.alone and any(place == CLIP for _, place in walks)
+
+    def where(self, op: str) -> str:
+        """An op of torch as an error names it, and where the network has it: "'histc' in 'body.1'"."""
+        space, _, name = op.rpartition(".")
+        plain = name.strip("_")
+        for node in self.explained.at(self.sizes[0]).network.graph.nodes:
+            own = getattr(getattr(node.target, "_schema", None), "name", "").partition("::")[2].strip("_")
+            if own == plain or own.endswith(f"_{plain}"):
+                return f"'{own}' {where(node)}"
+        return f"'{name if space in ('', 'aten', 'prims') else op}'"
 
     @property
     def classes_input(self) -> bool:
@@ -152,8 +192,9 @@ class Program:
 
     def clip_input(self) -> ClipInput:
         if self.frames:
-            return ClipInput(self.sizes, "uint8", self.explained.channels, "frames", "NTHWC")
-        return ClipInput(self.sizes, name_of(self.explained.input_dtype), self.explained.channels)
+            return ClipInput(self.sizes, "uint8", 3, "frames", "NTHWC")
+        dtype, channels = name_of(self.explained.input_dtype), self.explained.channels
+        return ClipInput(self.sizes, dtype, channels, layout=self.layout)
 
     def classes_port(self) -> ClassesInput | None:
         return ClassesInput(self.explained.num_classes) if self.classes_input else None
@@ -170,7 +211,7 @@ class Program:
         for i, name in enumerate(self.output_names):
             lengths = zip(*(run[i].shape for run in self._runs[: len(self.sizes)]), strict=True)
             shape = [_axis(axis, of_axis, self.sizes) for axis, of_axis in enumerate(lengths)]
-            if i and (rows := self._per_class(i)):
+            if i and (rows := self.per_class(i)):
                 shape[1] = "M" if rows == 1 else f"{rows} * M"
             full = tuple(shape) if i and self.optional else None
             if full:  # the axes that `nothing` empties
@@ -183,11 +224,11 @@ class Program:
     def empty_shape(self, i: int) -> list[int | str]:
         """The shape of map i where nobody wants it; "N", and "M" or a multiple as "3 * M", stand for lengths."""
         shape: list[int | str] = ["N", *nothing(self._runs[0][i].shape)[1:]]
-        if shape[1] != 0 and self._per_class(i):
-            shape[1] = f"{self._per_class(i)} * M"
+        if shape[1] != 0 and self.per_class(i):
+            shape[1] = f"{self.per_class(i)} * M"
         return shape
 
-    def _per_class(self, i: int) -> int:
+    def per_class(self, i: int) -> int:
         """By how much output i's second axis grows with every class that is asked for."""
         return self._runs[0][i].shape[1] - self._runs[-1][i].shape[1] if self.classes_input else 0
 
@@ -258,20 +299,21 @@ def random_inputs(program: Program, size, batch: int, seed: int) -> dict[str, Te
     generator = torch.Generator().manual_seed(seed)
     like = next((p for p in explained.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def blobs(size):
+    def blobs(size, channels):
         coarse = [max(2, s // k) for s, k in zip(size, (4, 16, 16), strict=True)]
-        coarse, fine = (torch.randn(batch, explained.channels, *s, generator=generator) for s in (coarse, size))
+        coarse, fine = (torch.randn(batch, channels, *s, generator=generator) for s in (coarse, size))
         return F.interpolate(coarse, size, mode="trilinear") + 0.3 * fine
 
     inputs, p = {}, program.preprocessing
     if program.frames:
-        frames = (torch.sigmoid(blobs((size[0], *_source(p, seed)))) * 255).to(torch.uint8)
+        frames = (torch.sigmoid(blobs((size[0], *_source(p, seed)), 3)) * 255).to(torch.uint8)
         inputs["frames"] = frames.permute(0, 2, 3, 4, 1).contiguous().to(like.device)
     else:
-        clip = blobs(size)
-        if p is not None:
-            mean, std = (torch.tensor(v).view(3, 1, 1, 1)[: explained.channels] for v in (p.mean, p.std))
+        clip = blobs(size, explained.channels)
+        if p is not None and explained.channels in (1, 3):
+            mean, std = (torch.tensor(v).view(-1, 1, 1, 1)[: explained.channels] for v in (p.mean, p.std))
             clip = (torch.sigmoid(clip) * 255 * p.scale - mean) / std
+        clip = clip.permute(order(OURS, program.layout)).contiguous()
         inputs["clip"] = clip.to(like.device, explained.input_dtype)
     if program.classes_input:
         count = min(batch, explained.num_classes)  # the number of classes differs between checks as the batch does

@@ -147,10 +147,21 @@ def op_name(node: Node) -> str:
 
 
 # They take a tensor's shape and type, not its values.
-_LIKE_A_TENSOR = (
-    "zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full new_empty "
-    "new_empty_strided fill zero"
-).split()
+_LIKE_A_TENSOR = [
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+    "fill",
+    "zero",
+]
 
 
 def varying(graph: Graph) -> set[Node]:

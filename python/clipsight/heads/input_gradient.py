@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..backward.chunks import sum_in_chunks
 from ..backward.gradient import Gradient
-from ..backward.places import CLIP, Place
 from ..backward.walk import Rules
+from ..graph.places import CLIP, Place
 from .base import Evidence
 from .pixels import PixelHead
 
@@ -72,6 +72,6 @@ class IntegratedGradients(PixelHead):
 
         places, weights = np.polynomial.legendre.leggauss(self.steps)
         steps, clip = np.stack([(places + 1) / 2, weights / 2], 1), evidence.look_at(CLIP)
-        chunk = 1 if evidence.backward.mixes else self.chunk
+        chunk = 1 if evidence.attached.backward.mixes else self.chunk
         total = sum_in_chunks(part, evidence.network, clip, evidence.chosen, steps, chunk)
         return total * clip.unsqueeze(1)
