@@ -426,7 +426,7 @@ class SizedExplanation(nn.Module):
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
-        seen = self._look(clip)
+        seen = self._look(as_type(clip, self.outside or self.inside))
         return seen[0], self.tensors(seen)
 
     def __reduce__(self):

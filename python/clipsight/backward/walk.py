@@ -23,6 +23,7 @@ from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, where
 from ..graph.table import Kind, Role, kind_of, op_name, varying
+from ..suspects import mixes_samples
 from .derivatives import NONLINEAR
 from .maps import LINEAR
 from .rules import Local, Op, Parameter, Rules, Shape, Tap, each_read
@@ -58,18 +59,24 @@ class Walk:
         leads = {stop}
         for op in reversed(self.ops):
             if leads.intersection(op.reads):
-                if op.back.gate:
+                if op.back is not None and op.back.gate:
                     return True
                 leads.add(op.made)
         return False
 
 
 class Backward(NamedTuple):
-    """Every walk through a network, and the nodes whose tensors they need, by number."""
+    """Every walk through a network, and the nodes whose tensors they need, by number.
+
+    Attributes:
+        mixes: an op behind the logits takes the samples of a batch together, such as a norm on their statistics: what
+            is found for a batch is that of this batch, and copies of it have to be looked at one by one.
+    """
 
     walks: dict[Rules, Walk]
     nodes: dict[int, Node]
     stops: dict[Hashable, int]
+    mixes: bool = False
 
     def amplifies(self, rules: Rules, place: Hashable) -> bool:
         """Whether a rounding error may become a larger one on the way back to a place."""
@@ -143,6 +150,7 @@ def find_backward(
         walks=walks,
         nodes={number: node for node, number in planner.numbers.items() if number in taps},
         stops={place: planner.numbers[node] for place, node in stops.items()},
+        mixes=bool(mixes_samples(graph)),
     )
 
 

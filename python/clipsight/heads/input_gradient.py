@@ -72,5 +72,6 @@ class IntegratedGradients(PixelHead):
 
         places, weights = np.polynomial.legendre.leggauss(self.steps)
         steps, clip = np.stack([(places + 1) / 2, weights / 2], 1), evidence.look_at(CLIP)
-        total = sum_in_chunks(part, evidence.network, clip, evidence.chosen, steps, self.chunk)
+        chunk = 1 if evidence.attached.backward.mixes else self.chunk
+        total = sum_in_chunks(part, evidence.network, clip, evidence.chosen, steps, chunk)
         return total * clip.unsqueeze(1)
