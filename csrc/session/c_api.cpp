@@ -268,6 +268,14 @@ int clipsight_run(clipsight_session session, const clipsight_tensor* inputs, siz
   });
 }
 
+int clipsight_probability(clipsight_session session, int* probability) {
+  return guarded([&] {
+    const char* op = "clipsight_probability";
+    require(op, "probability", probability);
+    *probability = static_cast<int>(handles().get(op, session)->probability());
+  });
+}
+
 int clipsight_top_classes(clipsight_session session, const clipsight_tensor* logits, size_t sample,
                           clipsight_class* classes, size_t count) {
   return guarded([&] {
@@ -276,8 +284,8 @@ int clipsight_top_classes(clipsight_session session, const clipsight_tensor* log
     require(op, "logits", logits);
     require(op, "classes", classes);
     const auto& labels = opened->manifest().labels;
-    const auto top = clipsight::top_classes(view_of(op, *logits), count, {}, sample);
-    if (top.size() < count || (!labels.empty() && logits->shape[1] != static_cast<int64_t>(labels.size()))) {
+    const auto top = opened->top_classes(view_of(op, *logits), count, sample);
+    if (top.size() < count) {
       fail(op, "count must be at most the number of classes", std::to_string(count));
     }
     for (size_t i = 0; i < count; ++i) {

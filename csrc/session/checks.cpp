@@ -50,11 +50,11 @@ void check_memory(const Port& port, const Device& device, const TensorView& view
 
 /// The first axes of the video that the file takes, in words.
 std::string expected_video(const Manifest& manifest, const Port& port) {
-  if (port.layout == "NTHWC") return to_string(port.shape);
+  if (port.name == "frames") return to_string(port.shape);
   std::string text;
   for (const auto& size : manifest.sizes) {
-    std::vector<Dim> shape(port.shape.begin(), port.shape.begin() + 2);
-    for (int64_t length : size) shape.push_back({length, ""});
+    std::vector<Dim> shape = port.shape;
+    for (size_t i = 0; i < 3; ++i) shape[port.layout.find("THW"[i])] = {size[i], ""};
     text += (text.empty() ? "" : " or ") + to_string(shape);
   }
   return text;
@@ -75,10 +75,11 @@ bool fits(const Port& port, const Shape& shape, bool first, Lengths& lengths) {
 /// Finds the clip size of the network that the video has. Bytes may have any height and width: their T decides, and
 /// several sizes with one T leave H and W open.
 bool bind_size(const Manifest& manifest, const Port& port, const Shape& shape, Lengths& lengths) {
-  const bool bytes = port.layout == "NTHWC";
+  const bool bytes = port.name == "frames";
   size_t found = 0;
   for (const auto& size : manifest.sizes) {
-    const bool same = bytes ? shape[1] == size[0] : std::equal(size.begin(), size.end(), shape.begin() + 2);
+    bool same = true;
+    for (size_t i = 0; i < (bytes ? 1 : 3); ++i) same &= shape[port.layout.find("THW"[i])] == size[i];
     if (!same) continue;
     const bool open = ++found > 1;
     for (size_t axis = 0; axis < 3; ++axis) lengths.set("THW"[axis], open && axis ? -1 : size[axis]);
@@ -132,7 +133,7 @@ Lengths check_inputs(const Manifest& manifest, const Device& device, const Tenso
       fail(port.name, "have shape " + expected, to_string(view.shape) + beside);
     }
     // Throws where the crop does not fit: compiled code would not check.
-    if (port.layout == "NTHWC") manifest.map_region(view.shape[2], view.shape[3]);
+    if (port.name == "frames") manifest.map_region(view.shape[2], view.shape[3]);
     const bool at_hand = view.device.kind == Device::cpu;
     if (port.name == "classes" && at_hand) check_classes(manifest, view);
     if (port.name == "explain") lengths.maps = at_hand ? wanted_maps(view) : Maps::unknown;

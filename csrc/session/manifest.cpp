@@ -6,10 +6,12 @@
 #include <regex>
 #include <set>
 #include <stdexcept>
+#include <string_view>
 
 #include "json.h"
 #include "manifest_schema.h"
 #include "manifest_text.h"
+#include "target.h"
 
 namespace clipsight {
 
@@ -54,17 +56,19 @@ Port read_video(const Json& input, const std::vector<std::array<int64_t, 3>>& si
   port.dtype = dtype_of(input.at("dtype").string());
   port.layout = text_or(input, "layout", "NCTHW");
   port.meaning = port.name == "frames" ? "RGB bytes" : "preprocessed video";
-  const bool frames = port.layout == "NTHWC";
   const Json* channels = input.find("channels");
-  const Dim channel{channels ? channels->integer() : 3, ""};
-  port.shape = {{-1, "N"}};
-  if (!frames) port.shape.push_back(channel);
-  for (size_t axis = 0; axis < 3; ++axis) {
-    const auto same = [&](const auto& size) { return size[axis] == sizes[0][axis]; };
-    const bool fixed = std::all_of(sizes.begin(), sizes.end(), same) && !(frames && axis > 0);
-    port.shape.push_back(fixed ? Dim{sizes[0][axis], ""} : Dim{-1, std::string(1, "THW"[axis])});
+  for (const char letter : port.layout) {
+    const size_t axis = std::string_view("THW").find(letter);
+    if (letter == 'C') {
+      port.shape.push_back({channels ? channels->integer() : 3, ""});
+    } else if (axis > 2) {
+      port.shape.push_back({-1, "N"});
+    } else {
+      const auto same = [&](const auto& size) { return size[axis] == sizes[0][axis]; };
+      const bool fixed = std::all_of(sizes.begin(), sizes.end(), same) && !(port.name == "frames" && axis > 0);
+      port.shape.push_back(fixed ? Dim{sizes[0][axis], ""} : Dim{-1, std::string(1, letter)});
+    }
   }
-  if (frames) port.shape.push_back(channel);
   return port;
 }
 
@@ -93,9 +97,14 @@ Preprocessing read_preprocessing(const Json& json) {
   if (resize.kind() == Json::Kind::number) p.resize = {resize.integer()};
   if (resize.kind() == Json::Kind::array) p.resize = {resize.items()[0].integer(), resize.items()[1].integer()};
   for (size_t i = 0; i < 2; ++i) p.crop[i] = json.at("crop").items()[i].integer();
-  for (size_t i = 0; i < 3; ++i) {
-    p.mean[i] = json.at("mean").items()[i].number();
-    p.std[i] = json.at("std").items()[i].number();
+  const auto& means = json.at("mean").items();
+  const auto& deviations = json.at("std").items();
+  if (means.size() != deviations.size() || means.size() == 2) {
+    throw std::invalid_argument("Preprocessing: mean and std must have 3 values each, or 1 for gray clips");
+  }
+  for (size_t i = 0; i < 3; ++i) {  // of gray, too: the luma of three that are normalised alike is that of one
+    p.mean[i] = means[i % means.size()].number();
+    p.std[i] = deviations[i % deviations.size()].number();
     if (p.std[i] == 0) throw std::invalid_argument("Preprocessing: std must not be zero");
   }
   return p;
@@ -139,14 +148,14 @@ void check_elements(const std::vector<Dim>& shape) {
 /// Throws where members do not fit each other: what a schema cannot say. python/clipsight/manifest.py is the same.
 void check_consistent(const Manifest& m) {
   const Port& video = m.inputs[0];
-  const bool frames = video.layout == "NTHWC";
-  need(frames == (video.name == "frames"), "input must be frames in the layout NTHWC, or a clip");
+  const bool frames = video.name == "frames";
+  need(!frames || video.layout == "NTHWC", "input must be frames in the layout NTHWC, or a clip");
   need(!frames || video.dtype == DType::uint8, "frames must be uint8");
   need(!frames || m.preprocessing, "preprocessing must be there where the input is frames");
   need(is_version(m.plugin_minimum_version), "plugin.minimum_version must be a version, or empty");
   check_names("inputs", m.inputs);
   check_names("outputs", m.outputs);
-  const Dim channels = video.shape[frames ? 4 : 1];
+  const Dim channels = video.shape[video.layout.find('C')];
   for (const auto& [t, h, w] : m.sizes) check_elements({channels, {t, ""}, {h, ""}, {w, ""}});
   for (const Port& port : m.outputs) {
     need(port.full_shape.empty() || port.full_shape.size() == port.shape.size(),
@@ -191,6 +200,7 @@ Manifest read_manifest(const Json& json) {
   m.plugin_required = plugin.at("required").boolean();
   m.plugin_library = text_or(plugin, "library", "clipsight_torch");
   m.plugin_minimum_version = text_or(plugin, "minimum_version", "");
+  Target::read(json);  // which checks it
   check_consistent(m);
   return m;
 }

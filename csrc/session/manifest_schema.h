@@ -19,7 +19,7 @@ constexpr char kManifestSchema[] = R"json({
       "required": ["sizes", "dtype"],
       "properties": {
         "name": {"type": "string", "enum": ["clip", "frames"]},
-        "layout": {"type": "string", "enum": ["NCTHW", "NTHWC"]},
+        "layout": {"type": "string", "enum": ["NCTHW", "NTCHW", "NTHWC"]},
         "dtype": {"$ref": "#/definitions/dtype"},
         "channels": {"$ref": "#/definitions/length"},
         "batch": {"type": "string"},
@@ -78,8 +78,20 @@ constexpr char kManifestSchema[] = R"json({
       }
     },
     "methods": {"type": "array", "items": {"type": "object"}},
-    "classes": {"type": ["string", "array"], "items": {"$ref": "#/definitions/count"}},
+    "classes": {"type": ["string", "array"], "items": {"$ref": "#/definitions/choice"}},
     "num_classes": {"$ref": "#/definitions/length"},
+    "probability": {"type": "string", "enum": ["softmax", "sigmoid", "none"]},
+    "target": {
+      "type": "object",
+      "properties": {
+        "against": {"type": ["integer", "string"], "minimum": 0, "maximum": 2147483647},
+        "steps": {"type": ["integer", "string"], "minimum": -2147483647, "maximum": 2147483647},
+        "layout": {"type": "string", "enum": ["NKT", "NTK", "NT"]},
+        "heads": {"type": "array", "minItems": 2, "maxItems": 1024, "items": {"type": "string"}},
+        "head_classes": {"type": "array", "minItems": 2, "maxItems": 1024, "items": {"$ref": "#/definitions/length"}},
+        "stripped": {"type": "string", "enum": ["softmax", "sigmoid"]}
+      }
+    },
     "head": {"type": ["string", "null"]},
     "features": {"type": ["string", "null"]},
     "feature_shape": {"type": "array", "maxItems": 8, "items": {"$ref": "#/definitions/count"}},
@@ -108,8 +120,8 @@ constexpr char kManifestSchema[] = R"json({
           "items": {"$ref": "#/definitions/length"}
         },
         "crop": {"type": "array", "minItems": 2, "maxItems": 2, "items": {"$ref": "#/definitions/length"}},
-        "mean": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}},
-        "std": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}},
+        "mean": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": "number"}},
+        "std": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": "number"}},
         "channel_order": {"type": "string", "enum": ["RGB", "BGR"]},
         "scale": {"type": "number"}
       }
@@ -129,6 +141,14 @@ constexpr char kManifestSchema[] = R"json({
   "definitions": {
     "length": {"type": "integer", "minimum": 1, "maximum": 2147483647},
     "count": {"type": "integer", "minimum": 0, "maximum": 2147483647},
+    "choice": {
+      "type": ["integer", "array"],
+      "minimum": 0,
+      "maximum": 2147483647,
+      "minItems": 2,
+      "maxItems": 1024,
+      "items": {"$ref": "#/definitions/count"}
+    },
     "dtype": {
       "type": "string",
       "enum": ["float32", "float16", "bfloat16", "uint8", "int64", "bool", "float64"]

@@ -1,16 +1,14 @@
 #include <clipsight/session.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <filesystem>
-#include <limits>
 #include <map>
 #include <mutex>
 
 #include "backend.h"
 #include "checks.h"
 #include "libraries.h"
+#include "target.h"
 #ifdef CLIPSIGHT_HAS_ONNXRUNTIME
 #include "onnxruntime_backend.h"
 #endif
@@ -62,24 +60,6 @@ void check_kind(const std::string& path, const std::string& kind, const std::str
               "'; a file that may run code is opened under its own suffix, or with open_as where you trust it");
 }
 
-/// A logit of any floating type.
-double element(const TensorView& view, int64_t i) {
-  if (view.dtype == DType::float32) return static_cast<const float*>(view.data)[i];
-  if (view.dtype == DType::float64) return static_cast<const double*>(view.data)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(view.data)[i];
-  if (view.dtype == DType::bfloat16) {
-    const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-  }
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const double magnitude = exponent == 31  ? (fraction ? std::nan("") : std::numeric_limits<double>::infinity())
-                           : exponent == 0 ? std::ldexp(fraction, -24)
-                                           : std::ldexp(1024 + fraction, exponent - 25);
-  return bits >> 15 ? -magnitude : magnitude;
-}
-
 }  // namespace
 
 bool register_backend(const char* kind, BackendFactory factory) {
@@ -100,6 +80,7 @@ Device parse_device(const std::string& device) {
 
 struct Session::State {
   Manifest manifest;
+  Target target;
   Device device;
   std::unique_ptr<Backend> backend;
 };
@@ -128,6 +109,7 @@ Session Session::open_as(const std::string& kind, const std::string& path, const
   auto state = std::make_unique<State>();
   state->device = parse_device(options.device);
   state->manifest = Manifest::read(path);
+  state->target = Target::read(Json::parse(state->manifest.json));
   check_kind(path, state->manifest.kind, kind);
   const BackendFactory factory = factory_of(path, state->manifest.kind);
   check_plugin_version(state->manifest);
@@ -161,36 +143,23 @@ std::vector<Shape> Session::output_shapes(const std::vector<TensorView>& inputs)
   return shapes;
 }
 
+Probability Session::probability() const { return state().target.probability; }
+
+std::vector<TopClass> Session::top_classes(const TensorView& logits, size_t k, size_t sample) const {
+  return clipsight::top_classes(state().target, logits, k, state().manifest.labels, sample);
+}
+
 std::vector<TopClass> top_classes(const TensorView& logits, size_t k, const std::vector<std::string>& labels,
                                   size_t sample) {
-  const Shape& shape = logits.shape;
-  const bool floating = logits.dtype <= DType::bfloat16 || logits.dtype == DType::float64;
-  if (shape.size() != 2 || shape[1] < 1 || !floating || logits.data == nullptr || logits.device.kind != Device::cpu) {
-    throw Error(std::string("top_classes: logits must be floating [N, K] in the host's memory, got ") +
-                name_of(logits.dtype) + " " + to_string(shape) + (logits.data ? "" : " at a null pointer"));
-  }
-  if (sample >= static_cast<size_t>(shape[0])) {
-    throw Error("top_classes: sample must be below " + std::to_string(shape[0]) + ", got " + std::to_string(sample));
-  }
-  if (!labels.empty() && labels.size() != static_cast<size_t>(shape[1])) {
-    throw Error("top_classes: labels must be one for each of " + std::to_string(shape[1]) + " classes, got " +
-                std::to_string(labels.size()));
-  }
-  std::vector<std::pair<double, int64_t>> ranked;
-  for (int64_t i = 0; i < shape[1]; ++i) {
-    const double logit = element(logits, static_cast<int64_t>(sample) * shape[1] + i);
-    ranked.emplace_back(std::isnan(logit) ? -std::numeric_limits<double>::infinity() : logit, i);
-  }
-  std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  double sum = 0;
-  for (const auto& [logit, index] : ranked) sum += std::exp(logit - ranked[0].first);
-  std::vector<TopClass> top;
-  for (size_t i = 0; i < std::min(k, ranked.size()); ++i) {
-    const auto& [logit, index] = ranked[i];
-    const auto probability = static_cast<float>(std::exp(logit - ranked[0].first) / sum);
-    top.push_back({index, probability, labels.empty() ? "" : labels[static_cast<size_t>(index)]});
-  }
-  return top;
+  const bool single = logits.shape.size() == 2 && logits.shape[1] == 1;
+  return top_classes(logits, k, labels, sample, single ? Probability::sigmoid : Probability::softmax);
+}
+
+std::vector<TopClass> top_classes(const TensorView& logits, size_t k, const std::vector<std::string>& labels,
+                                  size_t sample, Probability probability) {
+  Target target;
+  target.probability = probability;
+  return top_classes(target, logits, k, labels, sample);
 }
 
 }  // namespace clipsight

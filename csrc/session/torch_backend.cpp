@@ -167,7 +167,7 @@ class TorchScript final : public TorchBackend {
 class Aot final : public TorchBackend {
  public:
   Aot(const std::string& path, const Manifest& manifest, const Options& options)
-      : TorchBackend(manifest, options), manifest_(manifest), frames_(manifest.inputs.at(0).layout == "NTHWC") {
+      : TorchBackend(manifest, options), manifest_(manifest), frames_(manifest.inputs.at(0).name == "frames") {
     const auto is_explain = [](const Port& port) { return port.name == "explain"; };
     const auto found = std::find_if(manifest.inputs.begin(), manifest.inputs.end(), is_explain);
     if (found != manifest.inputs.end()) explain_ = found - manifest.inputs.begin();
@@ -208,8 +208,13 @@ class Aot final : public TorchBackend {
 
   void forward(Tensors& inputs, Tensors& outputs) override {
     const at::IntArrayRef shape = inputs[0].sizes();
-    const auto fits = [&](const std::array<int64_t, 3>& size) {  // frames come in any height and width
-      return frames_ ? shape[1] == size[0] : shape.slice(2, 3) == at::IntArrayRef(size.data(), 3);
+    const std::string& layout = manifest_.inputs[0].layout;
+    const auto fits = [&](const std::array<int64_t, 3>& size) {
+      bool same = true;
+      for (size_t i = 0; i < (frames_ ? 1 : 3); ++i) {  // frames come in any height and width
+        same &= shape[layout.find("THW"[i])] == size[i];
+      }
+      return same;
     };
     const auto& sizes = manifest_.sizes;
     const auto size = std::find_if(sizes.begin(), sizes.end(), fits);

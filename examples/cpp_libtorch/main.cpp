@@ -67,7 +67,10 @@ void explain(const char* model, const video& source, const std::string& out) {
   if (manifest.inputs.size() != 1) throw Error("explain: the file must take the video alone, got further inputs");
 
   at::Tensor frames = choose(source, manifest.sizes[0][0]);
-  const bool bytes = manifest.inputs[0].layout == "NTHWC";
+  const bool bytes = manifest.inputs[0].name == "frames";
+  if (!bytes && (manifest.inputs[0].layout != "NCTHW" || manifest.inputs[0].shape[1].length != 3)) {
+    throw Error("explain: the file must take frames, or clips [N, 3, T, H, W]");
+  }
   const at::Tensor input = (bytes ? frames.unsqueeze(0) : normalised(frames, manifest)).to(device);
 
   // The outputs are tensors of our own, on the device: a program that runs again and again keeps them.
@@ -83,8 +86,7 @@ void explain(const char* model, const video& source, const std::string& out) {
   session.run({clipsight::view_of(input)}, views);
   for (at::Tensor& output : outputs) output = output.cpu();
 
-  for (const auto& [index, probability, label] :
-       clipsight::top_classes(clipsight::view_of(outputs[0]), 5, manifest.labels)) {
+  for (const auto& [index, probability, label] : session.top_classes(clipsight::view_of(outputs[0]), 5)) {
     std::printf("%9.6f  %ld  %s\n", probability, static_cast<long>(index), label.c_str());
   }
   std::filesystem::create_directories(out);

@@ -70,14 +70,17 @@ void explain(const char* model, const video& source, const std::string& out) {
   const int64_t count = manifest.sizes[0][0], height = source.height, width = source.width;
   std::vector<float> clip;
   TensorView input(frames.data(), DType::uint8, {1, count, height, width, 3});
-  const bool bytes = manifest.inputs[0].layout == "NTHWC";
+  const bool bytes = manifest.inputs[0].name == "frames";
   if (!bytes) {
+    if (manifest.inputs[0].layout != "NCTHW" || manifest.inputs[0].shape[1].length != 3) {
+      throw Error("explain: the file must take frames, or clips [N, 3, T, H, W]");
+    }
     clip = normalised(frames, manifest);
     input = TensorView(clip.data(), DType::float32, {1, 3, count, height, width});
   }
   const std::vector<clipsight::Tensor> outputs = session.run({input});
 
-  for (const auto& [index, probability, label] : clipsight::top_classes(outputs[0], 5, manifest.labels)) {
+  for (const auto& [index, probability, label] : session.top_classes(outputs[0], 5)) {
     std::printf("%9.6f  %ld  %s\n", probability, static_cast<long>(index), label.c_str());
   }
   const clipsight::Tensor& map = outputs[find_map(manifest)];

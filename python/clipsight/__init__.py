@@ -13,6 +13,7 @@ _WHERE = {
     "explain": "explained",
     "ExplainedModel": "explained",
     "AttachError": "dataflow",
+    "Target": "targets",
     "SaliencyTube": "heads",
     "FeaturePyramid": "heads",
     "SelectiveRelevance": "heads",

@@ -1,11 +1,9 @@
-"""Finds where a network can be explained: features, global pooling, classifier, and the convolutions before them.
+"""Finds where a network can be explained, and rewires its graph to give out the tensors that heads look at.
 
-From the logits the search walks backwards through the captured dataflow (:mod:`clipsight.dataflow`):
+    clip -> ... -> features [N, C, t, h, w] -> the affine part -> logits [N, K]
 
-    features [N, C, t, h, w] -> global pooling -> (flatten, dropout) -> linear or 1x1x1 convolution -> (mean) -> logits
-
-and the graph is rewired to return `(logits, features, classifier weight)`, and behind them the tensors that a class
-feature pyramid looks at.
+What is found is read from one view of the captured dataflow (:mod:`clipsight.graph`): the score, the grid behind which
+the network is affine, the convolutions in front of it, and the walks back from the logits.
 """
 
 from __future__ import annotations
@@ -16,82 +14,60 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
-from .backward.places import Place, channels_first, find_place, token_grid
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
-from .dataflow import AttachError, follow_sizes, name_of, op_of, stack_of, where, without_mutation
+from .dataflow import AttachError, follow_sizes, where, without_mutation
+from .graph.affine import Features, find_grid, find_rows
+from .graph.axes import Grid
+from .graph.dataflow import Dataflow, Op
+from .graph.logits import ENDINGS, Logits, candidates, choose_logits, strip_endings
+from .graph.places import Place, Spot, find_place
+from .targets import Target
 
 if TYPE_CHECKING:
     from .heads import Head
 
 aten = torch.ops.aten
-
-# Ops that only pass values on: the walk from the logits towards the features goes through them.
-_TRANSPARENT = {
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
-    aten.to.dtype,
-    aten._to_copy.default,
-    aten.softmax.int,
-    aten.log_softmax.int,
-    aten.sigmoid.default,
-    aten.select.int,
-}
-_CURVED = {aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default}  # of these, those that are not linear
-_LINEAR = {aten.linear.default}
-_CONVOLUTION = {aten.conv3d.default, aten.conv2d.default, aten.conv1d.default, aten.convolution.default}
-_ADAPTIVE_POOL = {aten.adaptive_avg_pool3d.default, aten.adaptive_avg_pool2d.default}
-_WINDOW_POOL = {aten.avg_pool3d.default, aten.avg_pool2d.default}
-_MEAN = {aten.mean.dim}
-_AXES = {aten.permute.default}
-_POOL = _ADAPTIVE_POOL | _WINDOW_POOL | _MEAN
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A linear layer, or a convolution with a kernel of one voxel, on the way to one of the network's outputs."""
-
-    name: str  # module path, "" where it is called as a function
-    logits: Node
-    node: Node
+ROWS = "_class_rows"
 
 
 @dataclass(frozen=True)
 class Attached:
-    """What `attach` found.
+    """What `attach` found, and which of the rewired graph's outputs is what.
 
     Attributes:
+        logits: the network's output that is explained; with several heads the first of them.
+        names: of the outputs, in order: `"logits"`, `"features"` and `"rows"` where there are some, and the nodes of
+            the tensors that routes and walks look at.
+        features: the grid of a Saliency Tube, or `None`.
+        read: how what the classifier reads becomes `[N, C, t, h, w]`; `None` where it has no extent, or nobody asked.
         route: through the convolutions that a class feature pyramid looks at, or `None`.
         backward: the walks back from the logits that heads asked for, or `None`.
+        spots: where heads look, by place.
         linear: the features are averaged and weighted to give the logits, with nothing in between.
-        tokens: `(t, h, w)` of the places where heads look at the tokens of a transformer.
+        head_classes: number of classes of each of the target's heads, whose logits stand side by side.
     """
 
+    logits: Logits
+    names: tuple[str | Node, ...]
+    features: Features | None = None
+    read: Grid | None = None
     route: Route | None = None
     backward: Backward | None = None
+    spots: Mapping[Place, Spot] = field(default_factory=dict)
     linear: bool = False
-    tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
+    head_classes: tuple[int, ...] = ()
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
-        """Of the tensors that the heads read besides the features: those of the route, then those of the walks."""
-        return (*(self.route.nodes if self.route else ()), *(self.backward.nodes.values() if self.backward else ()))
+    def ending(self) -> str | None:
+        """What was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`."""
+        return ENDINGS.get(self.logits.ends_in)
+
+    def get(self, outputs: Sequence[Tensor], name: str | Node) -> Tensor | None:
+        """One of the outputs of the rewired graph, or `None` where it does not give that."""
+        return outputs[self.names.index(name)] if name in self.names else None
 
 
 def attach(
@@ -100,48 +76,69 @@ def attach(
     head: str | None,
     features: str | None,
     methods: Sequence[Head] = (),
+    target: Target | None = None,
 ) -> Attached:
-    """Rewires a captured network to return `(logits [N, K], features, weight [K, C] or [K, C, 1, 1, 1], *nodes)`.
+    """Rewires a captured network to return what heads look at, the logits first; see `Attached.names`.
 
     Args:
         module: what `capture` returned; changed in place.
         network: the network itself, for the names in error messages.
         head: module path of the classifier, where the network has several or the search does not find it.
-        features: module path of the layer whose output is explained; by default the input of the global pooling.
-        methods: the heads: whether the features must be pooled over t, h, w in front of the classifier, or may be
-            whatever it reads; how deep a class feature pyramid goes; which walks back from the logits there are.
-
-    Returns:
-        What the heads need to know; its nodes are the further outputs.
+        features: module path of the layer whose output is explained; by default the input of the first reduction.
+        methods: the heads: whether they need a grid that the classifier's rows speak about; how deep a class feature
+            pyramid goes; which walks back from the logits there are.
+        target: what is explained: of several heads, or of logits per time step.
 
     Raises:
         AttachError: nothing fits; the message lists the candidates.
     """
-    graph = module.graph
+    graph, name = module.graph, type(network).__name__
+    without_mutation(graph)
+    target = target or Target()
+    endings = strip_endings(graph)
+    chosen = choose_logits(Dataflow(graph), endings, name, target.heads or [head][: head is not None], _rank(target))
+    scores, by_class = _scores(graph, chosen, target)
+    flow = Dataflow(graph)
+    score, logits = flow.ops[by_class], chosen[0]
+    classifier = logits.classifier and flow.ops[logits.classifier.node]
     depths = [m.depth for m in methods if m.depth is not None]
     pooled = any(m.needs_pooling for m in methods)
-    if depths or any(m.places() for m in methods):
-        without_mutation(graph)
-    classifier = _choose_classifier(graph, network, head)
-    source = _output_of(graph, features) if features else _features(graph, classifier, pooled)
-    weight = classifier.node.args[1]
-    channels, expected = source.meta["val"].shape[1], weight.meta["val"].shape[1]
-    if channels != expected and (pooled or depths):
-        raise AttachError(
-            f"explain: the features {where(source)} must have the {expected} channels that the "
-            f"classifier '{classifier.name}' reads, got {channels} channels. Its weights say nothing about other "
-            f"layers; Grad-CAM is the method for those." + _candidates(graph)
-        )
-    route = find_route(graph, source, classifier.node, "all" if "all" in depths else max(depths)) if depths else None
-    linear = source.meta["val"].dim() > 2 and _is_linear(classifier.logits, source)
+    found = _features(module, flow, score, classifier, name, pooled)
+    source, linear = None if found is None else found.op, found is not None
+    if features is not None:
+        source = _named_features(flow, features, found, score, logits.name, bool(pooled or depths))
+        linear = found is not None and source is found.op
+    if depths and source is None:
+        source = _layer(flow, classifier, name).inputs[0]
+    route = None
+    if depths:
+        classifier = _layer(flow, classifier, name)
+        route = find_route(graph, source.node, classifier.node, "all" if "all" in depths else max(depths))
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
-    stops = {place: find_place(graph, place, source, classifier.logits) for place in places}
-    backward = find_backward(graph, classifier.logits, walks, stops) if stops else None
-    tokens = {p: token_grid(graph, node) for p, node in stops.items() if node.meta["val"].dim() == 3}
-    attached = Attached(route, backward, linear, tokens)
+    grid = source if source is not None and source.grid is not None else None
+    spots = {place: find_place(flow, place, flow.ops[scores], grid) for place in places}
+    stops = {place: spot.op.node for place, spot in spots.items()}
+    backward = find_backward(graph, scores, walks, stops) if stops else None
+    outputs: dict[str | Node, Node] = {"logits": scores}
+    if source is not None and (pooled or depths or linear):
+        outputs |= {"features": source.node, "rows": _rows(module, found, classifier)}
+    outputs |= {
+        node: node for node in (*(route.nodes if route else ()), *(backward.nodes.values() if backward else ()))
+    }
+    attached = Attached(
+        logits=logits,
+        names=tuple(outputs),
+        features=found,
+        read=None if source is None else source.grid,
+        route=route,
+        backward=backward,
+        spots=spots,
+        linear=linear and target.steps is None,
+        head_classes=tuple(_classes(x.op.node, target) for x in chosen) if target.heads else (),
+    )
     output = next(iter(reversed(graph.nodes)))
-    output.args = ((classifier.logits, source, weight, *attached.nodes),)
+    output.args = (tuple(outputs.values()),)
     graph.eliminate_dead_code()
     follow_sizes(graph)
     graph.lint()
@@ -149,154 +146,113 @@ def attach(
     return attached
 
 
-# ---- The classifier -------------------------------------------------------------------------------------------------
+def _rank(target: Target) -> int:
+    return len(target.layout or "NK")
 
 
-def _choose_classifier(graph: torch.fx.Graph, network: nn.Module, head: str | None) -> Classifier:
-    outputs = [n for n in _leaves(next(iter(reversed(graph.nodes))).args) if isinstance(n, Node)]
-    found = [c for c in (_classifier_of(node) for node in outputs) if c is not None]
-    if head is not None:
-        chosen = [c for c in found if c.name == head or c.name.rpartition(".")[2] == head]
-        if len(chosen) != 1:
-            raise AttachError(
-                f"explain: head must name one classifier of the network, expected one of "
-                f"{sorted(c.name for c in found)}, got {head!r}." + _candidates(graph)
-            )
-        return chosen[0]
-    if len(found) > 1:
-        names = sorted(c.name for c in found)
-        raise AttachError(f"explain: the network has {len(found)} classifiers; choose one with head=, one of {names}")
-    if not found:
+def _class_axis(target: Target) -> int:
+    return 2 if target.layout == "NTK" else 1
+
+
+def _classes(logits: Node, target: Target) -> int:
+    return int(logits.meta["val"].shape[_class_axis(target)])
+
+
+def _scores(graph: Graph, chosen: Sequence[Logits], target: Target) -> tuple[Node, Node]:
+    """The logits, of several heads side by side; and what the class rows are about: their mean over time steps."""
+    nodes = [logits.op.node for logits in chosen]
+    shapes = [f"[{', '.join(['N', *map(str, node.meta['val'].shape[1:])])}]" for node in nodes]
+    if any(node.meta["val"].dim() != _rank(target) for node in nodes):
         raise AttachError(
-            "explain: the logits must come from a linear layer or a 1x1x1 convolution behind a global pooling; "
-            f"{type(network).__name__} ends otherwise, so Saliency Tubes are not defined for it. Grad-CAM explains "
-            "such networks." + _candidates(graph)
+            f"explain: the logits must have shape [{', '.join(target.layout or 'NK')}]"
+            f"{' by target.layout' if target.layout else ''}, got {', '.join(shapes)}; of logits per time "
+            "step target=Target(steps='mean', layout='NKT') or 'NTK' says what is explained"
         )
-    return found[0]
+    if len({logits.ends_in for logits in chosen}) > 1:
+        raise AttachError(f"explain: target.heads must end alike, got {[x.ends_in or 'logits' for x in chosen]}")
+    with graph.inserting_before(next(iter(reversed(graph.nodes)))):
+        scores = nodes[0] if len(nodes) == 1 else _call(graph, aten.cat.default, nodes, _class_axis(target))
+        if target.steps is None:
+            return scores, scores
+        by_class = scores
+        if target.layout == "NT":
+            by_class = _call(graph, aten.unsqueeze.default, by_class, 1)
+        return scores, _call(graph, aten.mean.dim, by_class, [1 if target.layout == "NTK" else 2])
 
 
-def _classifier_of(logits: Node) -> Classifier | None:
-    node = logits
-    while True:
-        if _is_classifier(node):
-            return Classifier(name_of(node), logits, node)
-        if node.target not in _TRANSPARENT | _POOL:
+def _call(graph: Graph, op, *args) -> Node:
+    node = graph.call_function(op, args)
+    values = torch.fx.node.map_arg(args, lambda n: n.meta["val"])
+    node.meta["val"] = op(*values)
+    return node
+
+
+def _features(
+    module: GraphModule, flow: Dataflow, score: Op, classifier: Op | None, name: str, needed: bool
+) -> Features | None:
+    try:
+        return find_rows(module, flow, score, find_grid(flow, score, name), name)
+    except AttachError as error:
+        if not needed:
             return None
-        node = node.args[0]
+        raise AttachError(f"{error}{_others(flow, classifier)}{candidates(flow)}") from None
 
 
-def _is_classifier(node: Node) -> bool:
-    if node.op != "call_function":
-        return False
-    if node.target in _LINEAR:
-        return True
-    if node.target not in _CONVOLUTION:
-        return False
-    kernel = node.args[1].meta["val"].shape
-    return all(k == 1 for k in kernel[2:]) and kernel[1] == node.args[0].meta["val"].shape[1]
-
-
-# ---- The features ---------------------------------------------------------------------------------------------------
-
-
-def _features(graph: torch.fx.Graph, classifier: Classifier, pooled: bool) -> Node:
+def _others(flow: Dataflow, classifier: Op | None) -> str:
+    """What else is defined for a network without a grid behind which it is affine."""
     try:
-        return _pooling_input(graph, classifier)
+        layer = _layer(flow, classifier, "")
+        find_route(flow.graph, layer.inputs[0].node, layer.node, "all")
     except AttachError:
-        if pooled:
-            raise
-        return classifier.node.args[0]
+        return "."
+    return "; so does FeaturePyramid."
 
 
-def _pooling_input(graph: torch.fx.Graph, classifier: Classifier) -> Node:
-    node = classifier.node.args[0]
-    while node.op == "call_function" and node.target in _TRANSPARENT:
-        node = node.args[0]
-    if node.target in _POOL:
-        source = node.args[0]
-        rank = source.meta["val"].dim()
-        if rank in (4, 5) and node.target in _MEAN and _dims(node) == set(range(1, rank - 1)):
-            return channels_first(graph, source)
-        if node.target in _MEAN and _dims(node) != set(range(2, source.meta["val"].dim())):
-            source = None
-    elif classifier.node.target in _CONVOLUTION:
-        source = node  # the pooling comes after the classifier: the same sum in the other order
-    else:
-        source = None
-    if source is None or source.meta["val"].dim() not in (4, 5):
+def _layer(flow: Dataflow, classifier: Op | None, name: str) -> Op:
+    if classifier is None or classifier.kind.name not in ("linear", "conv"):
         raise AttachError(
-            f"explain: a global average pooling over t, h, w must stand in front of the classifier "
-            f"'{classifier.name}', got '{op_of(node)}' {where(node)}. Saliency Tubes are not defined for such a head "
-            f"(fully connected, as in C3D, or on a class token, as in MViT); "
-            f"{_others(graph, classifier)}. Where there is a pooling after all, name its input with features=."
-            + _candidates(graph)
+            f"explain: FeaturePyramid needs logits that come from a linear layer or a 1x1x1 convolution; {name} ends "
+            f"otherwise. Grad-CAM explains such networks{candidates(flow)}"
         )
-    return source
+    return classifier
 
 
-def _others(graph: torch.fx.Graph, classifier: Classifier) -> str:
-    """Which methods are defined for a network without a global pooling."""
-    without_mutation(graph)
-    try:
-        find_route(graph, classifier.node.args[0], classifier.node, "all")
-    except AttachError:
-        return "Grad-CAM is"
-    return "FeaturePyramid and Grad-CAM are"
+def _named_features(flow: Dataflow, path: str, found: Features | None, score: Op, head: str, needed: bool) -> Op:
+    """The output of a module, instead of the features that were found.
 
-
-def _is_linear(logits: Node, features: Node) -> bool:
-    """Whether only averages and one layer's weights lie between the features and the logits."""
-    node = logits
-    while node is not features:
-        if node.target in _CURVED or node.target not in _TRANSPARENT | _POOL | _LINEAR | _CONVOLUTION | _AXES:
-            return False
-        node = node.args[0]
-    return True
-
-
-def _output_of(graph: torch.fx.Graph, path: str) -> Node:
-    inside = [n for n in graph.nodes if n.op == "call_function" and path in stack_of(n)]
-    if not inside:
-        raise AttachError(
-            f"explain: features must name a module that the network runs, got {path!r}." + _candidates(graph)
-        )
-    value = inside[-1].meta["val"]
-    if not isinstance(value, Tensor) or value.dim() not in (4, 5):
+    The rows say something about it only if it has the same channels, in front of the features.
+    """
+    op = flow.output_of(path, "features")
+    if op.grid is None:
         raise AttachError(
             f"explain: features must name a module with an output [N, C, t, h, w], {path!r} gives "
-            f"{list(getattr(value, 'shape', []))}." + _candidates(graph)
+            f"{['N', *op.shape[1:]]}" + candidates(flow)
         )
-    return inside[-1]
+    if needed and found is None:
+        raise AttachError(
+            f"explain: features={path!r} has no meaning here: the class scores are no weighted sum of any grid. "
+            f"Grad-CAM explains such networks: GradCAM(layer={path!r})" + candidates(flow)
+        )
+    expected = found.grid.channels if found else op.grid.channels
+    if needed and (op.grid.channels != expected or op not in flow.ancestors(score)):
+        raise AttachError(
+            f"explain: the features {where(op.node)} must have the {expected} channels that the classifier "
+            f"'{head}' reads, got {op.grid.channels} channels. Its weights say nothing about other layers; "
+            "Grad-CAM is the method for those." + candidates(flow)
+        )
+    return op
 
 
-# ---- Names for people -----------------------------------------------------------------------------------------------
-
-
-def _candidates(graph: torch.fx.Graph) -> str:
-    heads, layers = {}, {}
-    for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor) or not name_of(node):
-            continue
-        if _is_classifier(node):
-            heads[name_of(node)] = list(node.args[1].meta["val"].shape[:2])
-        elif node.meta["val"].dim() in (4, 5):
-            layers[name_of(node).rpartition(".")[0] or name_of(node)] = ["N", *map(int, node.meta["val"].shape[1:])]
-    head_list = ", ".join(f"'{k}' {v}" for k, v in list(heads.items())[-6:]) or "none"
-    layer_list = ", ".join(f"'{k}' {v}" for k, v in list(layers.items())[-8:]) or "none"
-    return f"\n  candidates for head=: {head_list}\n  candidates for features=: {layer_list}"
-
-
-def _dims(node: Node) -> set[int]:
-    rank = node.args[0].meta["val"].dim()
-    return {d % rank for d in node.args[1]}
-
-
-def _leaves(value):
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    else:
-        yield value
+def _rows(module: GraphModule, found: Features | None, classifier: Op) -> Node:
+    """The node of the class rows: the classifier's own parameter where they are that, so that files hold it once."""
+    if found is None:
+        return classifier.node.args[1]
+    if found.weight is not None:
+        return found.weight
+    like = next(iter(module.parameters()), found.rows)
+    module.register_buffer(ROWS, found.rows.to(like.device), persistent=False)
+    first = next(iter(module.graph.nodes))
+    with module.graph.inserting_before(first):
+        node = module.graph.get_attr(ROWS)
+    node.meta["val"] = found.rows
+    return node

@@ -7,13 +7,21 @@ as well as modules - and nothing is hooked or changed on the network.
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
+import re
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from .foreign import not_captured
+
 aten = torch.ops.aten
+_CAPTURING = threading.RLock()
 
 
 class AttachError(ValueError):
@@ -33,13 +41,14 @@ def unwrapped(model: nn.Module) -> nn.Module:
 class FrameByFrame(nn.Module):
     """A 2-D network on a clip: every frame on its own, the logits averaged over the frames (segment consensus)."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, channels_last: bool = False) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.channels_last = network, channels_last
 
     def forward(self, clip: Tensor) -> Tensor:
         n, _, t = clip.shape[:3]
-        logits = self.network(clip.transpose(1, 2).flatten(0, 1))
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        logits = self.network(frames.permute(0, 2, 3, 1) if self.channels_last else frames)
         return logits.unflatten(0, (n, t)).mean(1)
 
 
@@ -67,14 +76,19 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
     batch = torch.zeros(2, *shape, **like)
     free = torch.export.ShapesCollection()  # by tensor: `forward` may take `*args`
     free[batch] = {0: torch.export.Dim.AUTO}
+
+    def export(strict: bool) -> torch.export.ExportedProgram:
+        with torch.no_grad(), without_stacks(), _without_reports():
+            return torch.export.export(network, (batch,), dynamic_shapes=free, strict=strict)
+
     try:
-        with torch.no_grad(), without_stacks():
-            program = torch.export.export(network, (batch,), dynamic_shapes=free, strict=False)
+        program = export(strict=False)
     except Exception as error:
-        raise AttachError(
-            f"explain: torch.export could not capture {type(network).__name__} on a clip of shape "
-            f"[N, {', '.join(map(str, shape))}]: {error}"
-        ) from error
+        raise AttachError(f"explain: {not_captured(network, shape, like, error)}") from error
+    if _binds_batch(program):  # by len(x), say, which torch's strict tracing follows, but fewer networks let it
+        with contextlib.suppress(Exception):
+            program = export(strict=True)
+    _check_signature(program, network)
     if any(writes_through_view(node) and not _is_constant(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # which only replaces what is written in place
     module = _unlifted(program)
@@ -86,6 +100,45 @@ def capture(network: nn.Module, shape: Sequence[int], like: dict) -> GraphModule
     module.graph.set_codegen(torch.fx.graph.CodeGen())
     # A module made anew: torch.export's own one checks its inputs in hooks that no tracer can follow.
     return GraphModule(module, module.graph, class_name=type(network).__name__)
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Without the pages that torch writes before it raises an error: the graph so far, for whoever develops torch."""
+    log, said = logging.getLogger("torch.fx.experimental.symbolic_shapes"), io.StringIO()
+    with _CAPTURING:  # torch keeps what it captures in global variables
+        level = log.level
+        try:
+            log.setLevel(logging.CRITICAL)
+            with contextlib.redirect_stderr(said):
+                yield
+        finally:
+            log.setLevel(level)
+            sys.stderr.write(re.split(r"\n*def forward\(self", said.getvalue())[0])
+
+
+def _check_signature(program: torch.export.ExportedProgram, network: nn.Module) -> None:
+    """Clips of any batch in, at least one tensor out.
+
+    Raises:
+        AttachError: the network returns no tensor, or its code turned the batch into a plain number.
+    """
+    name, graph = type(network).__name__, program.graph
+    returned = next(iter(reversed(graph.nodes))).args[0]
+    if not any(isinstance(node, Node) and isinstance(node.meta.get("val"), Tensor) for node in returned):
+        got = ", ".join(type(value).__name__ for value in returned) or "nothing"
+        raise AttachError(f"explain: {name} must return its logits, a tensor [N, K], got {got}")
+    if _binds_batch(program):
+        raise AttachError(
+            f"explain: {name} must take batches of any size, but its code turns the batch into a plain number, as "
+            "len(x) and int(x.shape[0]) do, which binds it; use x.shape[0] or x.size(0), or -1 in a view"
+        )
+
+
+def _binds_batch(program: torch.export.ExportedProgram) -> bool:
+    inputs = program.graph_signature.user_inputs
+    taken = [node for node in program.graph.find_nodes(op="placeholder") if node.name in inputs]
+    return bool(taken) and str(taken[0].meta["val"].shape[0]).isdigit()
 
 
 def writes_through_view(node: Node) -> bool:

@@ -22,6 +22,14 @@ STACK = re.compile(r" (?=Exception raised from |frame #0: )")  # of C++, at the 
 OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|bad_alloc|bad allocation")
 
 LONGEST = 4000  # characters of a message that are looked at
+LONGEST_LINE = 300  # characters of another library's line in a message of ours
+
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_SAYS_NOTHING = re.compile(
+    r"Traceback|File \"|[~^]+$|def forward|Failed to (convert|export|decompose|run|optimize) the|"
+    r"The following operation failed in the TorchScript interpreter|backend='\w+' raised:?$|## "
+)
+_WORDS_ALONE = (RuntimeError, ValueError, OSError)  # what these say needs no name of the kind in front
 
 user_code: set[str] = set()
 """Files and folders of code that the user named, as opposed to ours and to libraries."""
@@ -46,6 +54,23 @@ def error_text(error: BaseException) -> str:
     if _is_ours(error) or isinstance(error, (ValueError, OSError, ImportError)):
         return text
     return f"{text or 'something unexpected happened'}; --debug shows where"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of ours: the first line that means something, in print.
+
+    Those texts go on with whole graphs, advice to developers, stacks; `raise ... from error` keeps that.
+    """
+    text = COLORS.sub("", str(error)[: 2 * LONGEST])
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    lines = [line for line in lines if line and not _SAYS_NOTHING.match(line)]
+    if "TorchScript" in text or "builtins." in text:  # says at the end what happened
+        lines.reverse()
+    line = printable(STACK.split(lines[0])[0]) if lines else ""
+    line = line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 3] + "..."
+    if line and (isinstance(error, _WORDS_ALONE) or line.startswith("[")):
+        return line
+    return ": ".join(filter(None, (type(error).__name__, line)))
 
 
 def _is_ours(error: BaseException) -> bool:

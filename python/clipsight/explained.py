@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,16 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from .attach import Attached, attach
-from .dataflow import AttachError, FrameByFrame, capture, unwrapped
+from .dataflow import AttachError, FrameByFrame, capture
+from .foreign import in_words_of_ours, not_read, not_run
+from .graph.places import Spot
 from .heads import Evidence, Head
-from .heads.base import BORDER, as_grid
+from .heads.base import BORDER
+from .inputs import as_we_call_it, check_clip, check_model, check_runs, layout_of, one_of
+from .layouts import OURS, order, size_of
+from .scores import Choice, Score
+from .suspects import mixes_samples, not_finite
+from .targets import Target
 
 Size = tuple[int, int, int]
 
@@ -25,25 +33,32 @@ def explain(
     model: nn.Module,
     methods: Head | Sequence[Head],
     example: Tensor,
-    classes: str | int | Sequence[int] = "predicted",
+    classes: Choice = "predicted",
     *,
+    target: Target | None = None,
     head: str | None = None,
     features: str | None = None,
+    layout: str | None = None,
 ) -> ExplainedModel:
     """Makes a module that returns logits and one map per method; the model itself stays as it is.
 
     Args:
         model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
             layer or 1x1x1 convolution (for a `FeaturePyramid` the last layer is enough); or an image classifier, which
-            then sees every frame on its own. Wrappers for training (`DataParallel`, `DistributedDataParallel`,
-            `AveragedModel`, `torch.compile`) are taken off.
+            refuses a clip for its number of axes, and then sees every frame on its own. Wrappers for training
+            (`DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile`) are taken off.
         methods: one head or several, such as `SaliencyTube()`, `SelectiveRelevance(of=SaliencyTube())` and
             `FeaturePyramid()`.
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
         classes: what is explained, for each sample of the batch by itself: `"predicted"`, a list of class indices,
             `"top3"` (the three largest logits), or `"input"`: `forward` then takes an int64 tensor `[N, M]`.
+        target: which score of the class: by default its logit, else one of several steps or heads, or against another
+            class; and how logits are read as probabilities.
         head: module path of the classifier, for a network with several (verb and noun).
         features: module path of the layer to explain instead of the input of the global pooling.
+        layout: the order of the axes of the clips that the model takes, `"NCTHW"`, `"NTCHW"` or `"NTHWC"`; by default
+            the model's own attribute `layout`, or `"NCTHW"`. The explained model and its files take clips in the same
+            order; maps are `[N, M, T, H, W]`.
 
     Returns:
         A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
@@ -51,10 +66,11 @@ def explain(
 
     Raises:
         AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
-            `FeaturePyramid` cannot follow.
-        ValueError, TypeError: an argument does not fit.
+            `FeaturePyramid` cannot follow; or it cannot run on the example.
+        ValueError, TypeError: an argument does not fit; among them an example whose axes look like those of another
+            layout, where none is given.
     """
-    return ExplainedModel(model, methods, example, classes, head=head, features=features)
+    return ExplainedModel(model, methods, example, classes, target=target, head=head, features=features, layout=layout)
 
 
 class ExplainedModel(nn.Module):
@@ -65,6 +81,7 @@ class ExplainedModel(nn.Module):
         output_meanings: one line of text for each of them.
         size: `(T, H, W)` of the example.
         channels: of the clips; 3 for RGB.
+        layout: the order of the clips' axes.
         num_classes: K.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
@@ -78,45 +95,51 @@ class ExplainedModel(nn.Module):
         model: nn.Module,
         methods: Head | Sequence[Head],
         example: Tensor,
-        classes: str | int | Sequence[int] = "predicted",
+        classes: Choice = "predicted",
         *,
+        target: Target | None = None,
         head: str | None = None,
         features: str | None = None,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
-        model = _check_model(model)
+        model = check_model(model)
         self.methods = (methods,) if isinstance(methods, Head) else tuple(methods)
         if not self.methods or not all(isinstance(m, Head) for m in self.methods):
             raise TypeError(f"explain: methods must be a head or a list of heads, got {methods!r}")
-        _check_clip(example)
+        self.layout = layout_of(model, layout)
+        check_clip(example, self.layout, given=layout is not None or self.layout != OURS)
         self.model_name = type(model).__name__
-        self.model = _frames_apart(model, example)
-        self.size: Size = tuple(example.shape[2:])
+        self.model = as_we_call_it(model, example, self.layout)
+        self.size: Size = size_of(example.shape, self.layout)
         self.head, self.features = head, features
+        self.target = _check_target(target, self.methods, head)
         self._sized: dict[tuple[Size, bool], SizedExplanation] = {}
         self._graphs: dict[Size, tuple[GraphModule, Attached]] = {}
-        self.channels = example.shape[1]
+        self.channels = example.shape[self.layout.index("C")]
         self._like = {"dtype": example.dtype, "device": example.device}
         self._outside: torch.dtype | None = None
 
         preprocessing = getattr(model, "preprocessing", None)
         self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
         network, attached = self._graph(self.size)
-        with torch.inference_mode():
-            logits, grid, weight, *_ = network(_one(example))
-        if logits.dim() != 2:
-            raise AttachError(f"explain: the logits must have shape [N, K], got {list(logits.shape)}")
-        self.num_classes = logits.shape[1]
-        self.feature_shape = tuple(as_grid(grid, logits.shape[0]).shape[1:])
-        self.temporal_resolution = self.feature_shape[1]
-        self.median_weight = weight.detach().float().median().item()
-        self.classes = _Classes(classes, self.num_classes)
-        self.classes_input = self.classes.input
-        self.maps = self.classes.count
+        with torch.inference_mode(), in_words_of_ours(AttachError, not_run):
+            logits = network(channels_first(one_of(example), self.layout))[0]
+        self.score = Score(self.target, classes, logits, attached.head_classes, attached.ending)
+        self.num_classes = self.score.num_classes
+        weight = rows_of(network, attached)
+        self.median_weight = None if weight is None else weight.median().item()
+        self.classes_input = self.score.input
+        self.maps = self.score.count
         layers = attached.route.layers if attached.route else ()
-        self.bound = tuple(m.bind(weight.detach().flatten(1).float(), layers) for m in self.methods)
-        self.output_meanings = _outputs(self.bound)
+        self.bound = tuple(m.bind(weight, layers) for m in self.methods)
+        self.spots = tuple(_spot(m, attached) for m in self.methods)
+        spot = self.spots[0]
+        self.feature_shape = (spot["channels"], *spot["grid"])
+        self.temporal_resolution = self.feature_shape[1]
+        self.output_meanings = _outputs(self.score.meaning_of_logits(), self.bound)
         self.output_names = tuple(self.output_meanings)
+        self._warn_of_suspects(network, logits)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
             warnings.warn(
                 f"explain: the features of {self.model_name} have a single frame for a clip of {self.size[0]} frames, "
@@ -134,14 +157,16 @@ class ExplainedModel(nn.Module):
     ) -> tuple[Tensor, ...]:
         """clip `[N, 3, T, H, W]` (and int64 classes `[N, M]` where `classes="input"`) -> tensors by `output_names`.
 
+        The clip's axes are in the order of `layout`.
         tau and n_sigma, float32 `[N]`, replace the thresholds of all methods, sample by sample.
         """
-        _check_clip(clip)
-        if clip.shape[1] != self.channels:
-            raise ValueError(f"explain: clip must have {self.channels} channels, got {list(clip.shape)}")
+        check_clip(clip, self.layout)
+        if clip.shape[self.layout.index("C")] != self.channels:
+            where = "" if self.layout == OURS else f" (axes {self.layout})"
+            raise ValueError(f"explain: clip must have {self.channels} channels{where}, got {list(clip.shape)}")
         if classes is not None:
-            self.classes.check(classes, clip.shape[0])
-        return self.at(tuple(clip.shape[2:]))(clip, classes, tau, n_sigma)
+            self.score.check(classes, clip.shape[0])
+        return self.at(size_of(clip.shape, self.layout))(clip, classes, tau, n_sigma)
 
     def at(self, size: Size, plugin: bool = True) -> SizedExplanation:
         """The explained model at one clip size: a module fit for tracing and export.
@@ -153,13 +178,39 @@ class ExplainedModel(nn.Module):
         key = (tuple(size), plugin)
         if key not in self._sized:
             self._sized[key] = SizedExplanation(
-                *self._graph(key[0]), self.bound, self.classes, key[0], plugin, self._like["dtype"], self._outside
+                *self._graph(key[0]),
+                self.bound,
+                self.score,
+                key[0],
+                plugin,
+                self._like["dtype"],
+                self._outside,
+                self.layout,
             )
         return self._sized[key]
 
     def plain_at(self, size: Size) -> nn.Module:
         """The network alone, captured the same way: what the explained model's cost is compared with."""
         return _LogitsOnly(self.at(size, plugin=False))
+
+    def given_logits(self, clip: Tensor) -> Tensor:
+        """The logits `[N, K]` of the network as `explain` was given it: its own code, no captured graph.
+
+        An image classifier sees each frame in a call of its own. The clip `[N, 3, T, H, W]` is copied: code in place
+        may change it.
+        """
+        output = self._graph(size_of(clip.shape, self.layout))[1].logits.output
+
+        def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+            return torch.utils._pytree.tree_leaves(network(images))[output]
+
+        inside = channels_first(clip, self.layout).to(dtype=self._like["dtype"], copy=True)
+        with torch.no_grad():
+            if isinstance(self.model, FrameByFrame):
+                logits = torch.stack([logits_of(self.model, frame) for frame in inside.split(1, 2)]).mean(0)
+            else:
+                logits = logits_of(self.model, inside)
+        return logits.to(clip.dtype)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -187,11 +238,10 @@ class ExplainedModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
+        methods = zip(self.methods, self.bound, self.spots, strict=True)
         return {
-            "methods": [
-                (m if m.depth is None else b).describe() for m, b in zip(self.methods, self.bound, strict=True)
-            ],
-            "classes": self.classes.choice,
+            "methods": [(m if m.depth is None else b).describe() | {"explains": spot} for m, b, spot in methods],
+            **self.score.describe(),
             "head": self.head,
             "features": self.features,
             "feature_shape": list(self.feature_shape),
@@ -201,9 +251,33 @@ class ExplainedModel(nn.Module):
 
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
-            graph = capture(self.model, (self.channels, *size), self._like)
-            self._graphs[size] = graph, attach(graph, self.model, self.head, self.features, self.methods)
+            try:
+                graph = capture(self.model, (self.channels, *size), self._like)
+            except AttachError:
+                check_runs(self.model, torch.zeros(1, self.channels, *size, **self._like))
+                raise
+            with in_words_of_ours(AttachError, not_read):
+                attached = attach(graph, self.model, self.head, self.features, self.methods, self.target)
+            self._graphs[size] = graph, attached
         return self._graphs[size]
+
+    def _warn_of_suspects(self, network: GraphModule, logits: Tensor) -> None:
+        """Of what `export` would refuse."""
+        if not bool(logits.isfinite().all()):
+            weight = not_finite(self.model)
+            warnings.warn(
+                f"explain: the logits of {self.model_name} are not finite for the example, "
+                + (
+                    f"because its {weight} is not" if weight else "though its weights are: is the example in its range?"
+                ),
+                stacklevel=4,
+            )
+        if op := mixes_samples(network.graph):
+            warnings.warn(
+                f"explain: {op} of {self.model_name} looks at all samples of a batch, so that the logits and maps of "
+                "one depend on the others; give it one sample at a time, or statistics that were learnt",
+                stacklevel=4,
+            )
 
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
         result = super()._apply(fn, recurse)
@@ -226,15 +300,16 @@ class SizedExplanation(nn.Module):
         network: GraphModule,
         attached: Attached,
         heads: Sequence[Head],
-        classes: _Classes,
+        score: Score,
         size: Size,
         plugin: bool,
         inside: torch.dtype,
         outside: torch.dtype | None,
+        layout: str = OURS,
     ) -> None:
         super().__init__()
-        self.network, self.attached = network, attached
-        self.heads, self.classes, self.size = tuple(heads), classes, size
+        self.network, self.attached, self.layout = network, attached, layout
+        self.heads, self.score, self.size = tuple(heads), score, size
         self.inside, self.outside = inside, outside
         self.compute = torch.promote_types(inside, torch.float32)
         # The fused ops compute in float32; a network in float64 wants more.
@@ -255,7 +330,11 @@ class SizedExplanation(nn.Module):
         return logits, *self.maps(logits, *seen, **options)
 
     def look(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """The network: (logits `[N, K]`, features, the classifier's weight, the taps of the route)."""
+        """The network: its tensors by `Attached.names`, the logits `[N, K]` first."""
+        return self._look(channels_first(clip, self.layout))
+
+    def _look(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """The same for a clip `[N, C, T, H, W]`, whatever the layout."""
         if self.outside is None:
             return self.network(clip)
         logits, *seen = self.network(clip.to(self.inside))
@@ -263,38 +342,33 @@ class SizedExplanation(nn.Module):
 
     def maps(
         self,
-        logits: Tensor,
-        features: Tensor,
-        weight: Tensor,
-        *further: Tensor,
+        *seen: Tensor,
         classes: Tensor | None = None,
         tau: Tensor | None = None,
         n_sigma: Tensor | None = None,
         decisions: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """What comes after the network: every output but the logits."""
-        batch, route = logits.shape[0], self.attached.route
-        weight = as_type(weight.flatten(1), self.compute)
-        chosen = self.classes.chosen(logits, classes)
+        attached, logits = self.attached, seen[0]
+        weight, chosen = attached.get(seen, "rows"), self.score.chosen(logits, classes)
+        weight = None if weight is None else as_type(weight.flatten(1), self.compute)
         evidence = Evidence(
-            features=as_grid(features, batch),
-            rows=weight[chosen],
-            weight=weight,
-            size=self.size,
-            ops=self.ops,
-            tau=tau,
-            n_sigma=n_sigma,
-            route=route,
-            taps={t: self.tap(t, further[i], batch) for t, i in route.taps.items()} if route else {},
-            parameters=self.parameter,
             logits=logits,
             chosen=chosen,
-            backward=self.attached.backward,
-            tensors=self.tensors(further),
-            again=self.again,
+            score=self.score,
+            size=self.size,
+            ops=self.ops,
+            attached=attached,
             network=self.network,
-            linear=self.attached.linear,
-            tokens=self.attached.tokens,
+            features=self.features(seen),
+            weight=weight,
+            rows=None if weight is None else self.score.rows(weight, chosen),
+            taps=self.taps(seen),
+            tensors=self.tensors(seen),
+            parameters=self.parameter,
+            again=self.again,
+            tau=tau,
+            n_sigma=n_sigma,
             decisions=decisions,
             border=max(BORDER, 16 * torch.finfo(self.inside).eps),
         )
@@ -303,26 +377,41 @@ class SizedExplanation(nn.Module):
         results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
         return tuple(tensor for i in range(len(self.heads)) for tensor in results[i])
 
+    def features(self, seen: Sequence[Tensor]) -> Tensor | None:
+        """What the class rows speak about, `[N, C, t, h, w]`."""
+        tensor, grid = self.attached.get(seen, "features"), self.attached.read
+        if tensor is None or grid is not None:
+            return None if tensor is None else grid.of(tensor)
+        return tensor[(..., *[None] * (5 - tensor.dim()))]  # what a fully connected classifier reads
+
+    def taps(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The tensors that layers of the route read, by its numbers."""
+        route = self.attached.route
+        if route is None:
+            return {}
+        nodes = {tensor: route.nodes[i] for tensor, i in route.taps.items()}
+        return {tensor: self.tap(tensor, self.attached.get(seen, node), len(seen[0])) for tensor, node in nodes.items()}
+
     def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
         """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
         route = self.attached.route
         grid = route.grids[tensor]
         if tap.dim() == 2 and grid is not None:
             tap = tap.unflatten(1, (-1, *grid[tensor in route.per_frame :]))
-        return tap if tap.dim() == 2 else as_grid(tap, batch)
+        return tap if tap.dim() in (2, 5) else tap.unflatten(0, (batch, -1)).transpose(1, 2)
 
-    def tensors(self, further: Sequence[Tensor]) -> dict[int, Tensor]:
+    def tensors(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
         """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
-        if self.attached.backward is None:
+        backward = self.attached.backward
+        if backward is None:
             return {}
-        numbers = self.attached.backward.nodes
-        taps = further[len(further) - len(numbers) :]
-        return {number: as_type(tap, self.compute) for number, tap in zip(numbers, taps, strict=True)}
+        taps = {number: self.attached.get(seen, node) for number, node in backward.nodes.items()}
+        return {n: as_type(tap, self.compute) if tap.is_floating_point() else tap for n, tap in taps.items()}
 
     def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The network on other clips, for `Evidence`."""
-        logits, _, _, *further = self.look(clip)
-        return logits, self.tensors(further)
+        seen = self._look(clip)
+        return seen[0], self.tensors(seen)
 
     def __reduce__(self):
         raise TypeError("explain: a model at one size cannot be pickled; pickle that of all sizes, and call `at` there")
@@ -331,6 +420,27 @@ class SizedExplanation(nn.Module):
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
         return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def rows_of(network: GraphModule, attached: Attached) -> Tensor | None:
+    """The class rows, float32 `[K, C]`, where a head looks at some."""
+    if "rows" not in attached.names:
+        return None
+    node = next(iter(reversed(network.graph.nodes))).args[0][attached.names.index("rows")]
+    return operator.attrgetter(node.target)(network).detach().flatten(1).float()
+
+
+def _spot(method: Head, attached: Attached) -> dict[str, Any]:
+    """What a head explains: the layer, its channels and its grid `(t, h, w)`."""
+    places = method.places()
+    if not places and attached.read is not None:
+        op = attached.features.op if attached.features else attached.logits.classifier
+        return Spot(op, attached.read).describe()
+    if not places:  # what a fully connected classifier reads
+        classifier = attached.logits.classifier
+        channels = int(classifier.node.args[1].meta["val"].shape[1])
+        return {"layer": classifier.path, "op": classifier.kind.name, "channels": channels, "grid": [1, 1, 1]}
+    return attached.spots[places[-1]].describe()
 
 
 class _LogitsOnly(nn.Module):
@@ -342,62 +452,8 @@ class _LogitsOnly(nn.Module):
         return self.whole.look(clip)[0]
 
 
-class _Classes:
-    """Which classes are explained: the option as given, checked, and the choice of the classifier's rows."""
-
-    def __init__(self, choice: str | int | Sequence[int], num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.choice: str | list[int]
-        if isinstance(choice, str):
-            self.choice = choice
-            self.top = {"predicted": 1, "input": 0}.get(choice, -1)
-            if self.top < 0:
-                digits = choice.removeprefix("top")
-                if not (choice.startswith("top") and digits.isdigit() and 1 <= int(digits) <= num_classes):
-                    raise ValueError(
-                        f"explain: classes must be 'predicted', 'input', 'top1'..'top{num_classes}' or a list of class "
-                        f"indices, got {choice!r}"
-                    )
-                self.top = int(digits)
-        else:
-            self.choice = [int(choice)] if isinstance(choice, int) else [int(c) for c in choice]
-            self.top = 0
-            if not self.choice:
-                raise ValueError("explain: classes must name at least one class, got an empty list")
-            if not all(0 <= c < num_classes for c in self.choice):
-                raise ValueError(f"explain: classes must lie in 0..{num_classes - 1}, got {self.choice}")
-        self.input = self.choice == "input"
-        self.count = None if self.input else self.top or len(self.choice)
-
-    def check(self, classes: Tensor, batch: int) -> None:
-        if not self.input:
-            raise ValueError(f"explain: classes is no input here: the model was explained for classes={self.choice!r}")
-        if classes.dtype != torch.int64 or classes.dim() != 2 or classes.shape[0] != batch:
-            raise ValueError(
-                f"explain: classes must be an int64 tensor [N, M] with N = {batch}, got {classes.dtype} "
-                f"{list(classes.shape)}"
-            )
-        if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= self.num_classes):
-            raise ValueError(
-                f"explain: classes must lie in 0..{self.num_classes - 1}, "
-                f"got {int(classes.min())}..{int(classes.max())}"
-            )
-
-    def chosen(self, logits: Tensor, classes: Tensor | None) -> Tensor:
-        """int64 `[N, M]`, or `[M]` where the classes are fixed."""
-        if isinstance(self.choice, list):
-            return torch.tensor(self.choice, device=logits.device)
-        if self.input:
-            if classes is None:
-                raise ValueError("explain: classes must be given: the model was explained with classes='input'")
-            return classes
-        if self.top == 1:
-            return logits.argmax(1, keepdim=True)
-        return logits.topk(self.top, 1).indices
-
-
-def _outputs(methods: Sequence[Head]) -> dict[str, str]:
-    outputs = {"logits": "class scores before any softmax [N, K]"}
+def _outputs(logits: str, methods: Sequence[Head]) -> dict[str, str]:
+    outputs = {"logits": logits}
     for method in methods:
         for name, meaning in method.outputs().items():
             unique, copy_number = name, 2
@@ -407,22 +463,22 @@ def _outputs(methods: Sequence[Head]) -> dict[str, str]:
     return outputs
 
 
-def _check_model(model: nn.Module) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"explain: model must be a torch.nn.Module, got {type(model).__name__}")
-    model = unwrapped(model)
-    if any(m.training for m in model.modules()):
-        raise ValueError("explain: the model must be in eval mode (model.eval()), got a model in training mode")
-    return model
-
-
-def _check_clip(clip: Tensor) -> None:
-    if not isinstance(clip, Tensor):
-        raise TypeError(f"explain: clip must be a tensor [N, 3, T, H, W], got {type(clip).__name__}")
-    if clip.dim() != 5 or 0 in clip.shape[1:]:
-        raise ValueError(f"explain: clip must have shape [N, 3, T, H, W] with no empty axis, got {list(clip.shape)}")
-    if not clip.is_floating_point():
-        raise TypeError(f"explain: clip must hold floating-point values, got {clip.dtype}")
+def _check_target(target: Target | None, methods: Sequence[Head], head: str | None) -> Target:
+    if target is None:
+        return Target()
+    if not isinstance(target, Target):
+        raise TypeError(f"explain: target must be a clipsight.Target, got {type(target).__name__}")
+    if target.heads and head is not None:
+        raise ValueError(f"explain: head must be left out where target names the heads {target.heads}, got {head!r}")
+    rows = [m.name for m in methods if m.needs_pooling or m.depth is not None]
+    if rows and target.steps not in (None, "mean"):
+        raise ValueError(
+            f"explain: target.steps must be 'mean' for {rows[0]}, which weighs all places alike, got {target.steps!r}; "
+            "a step or the largest is explained by the methods that go back from the logits, such as Grad-CAM"
+        )
+    if any(m.depth is not None for m in methods) and target.heads:
+        raise ValueError(f"explain: target.heads must be left out for a FeaturePyramid, got {target.heads}")
+    return target
 
 
 def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -430,18 +486,6 @@ def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def _one(example: Tensor) -> Tensor:
-    return example[:1] if example.shape[0] else example.new_zeros(1, *example.shape[1:])
-
-
-def _frames_apart(model: nn.Module, example: Tensor) -> nn.Module:
-    kinds = {type(m) for m in model.modules()}
-    flat = any(issubclass(k, nn.Conv2d) for k in kinds) and not any(issubclass(k, nn.Conv3d) for k in kinds)
-    if not flat:
-        return model
-    try:
-        with torch.inference_mode():
-            model(_one(example))
-        return model  # a 2-D network that takes clips and goes over the frames itself
-    except Exception:
-        return FrameByFrame(model).eval()
+def channels_first(clip: Tensor, layout: str) -> Tensor:
+    """`[N, C, T, H, W]` of a clip in some layout."""
+    return clip if layout == OURS else clip.permute(order(layout, OURS))

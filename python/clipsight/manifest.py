@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .layouts import OURS, shape_of
 from .manifest_text import read_manifest_text
 from .preprocessing import Preprocessing
 from .schema import check, parse
+from .targets import Reading, check_target, default_probability
 from .text import printable
 
 FORMAT_VERSION = 2
@@ -39,14 +41,15 @@ class LoadError(RuntimeError):
 class ClipInput:
     """The video input: `clip`, preprocessed, or `frames`, bytes of any height and width (layout NTHWC).
 
-    `sizes` are the clip sizes `(T, H, W)` that the network accepts; the batch size is free.
+    `sizes` are the clip sizes `(T, H, W)` that the network accepts; the batch size is free. The axes of a clip are in
+    the order of `layout`, one of `clipsight.layouts.LAYOUTS`.
     """
 
     sizes: tuple[tuple[int, int, int], ...]
     dtype: str
     channels: int = 3
     name: str = "clip"
-    layout: str = "NCTHW"
+    layout: str = OURS
     batch: str = "dynamic"
 
     @property
@@ -55,7 +58,11 @@ class ClipInput:
             lengths[0] if len(set(lengths)) == 1 else axis
             for axis, lengths in zip("THW", zip(*self.sizes, strict=True), strict=True)
         )
-        return ("N", t, "H", "W", self.channels) if self.layout == "NTHWC" else ("N", self.channels, t, h, w)
+        return shape_of("N", self.channels, (t, "H", "W") if self.takes_frames else (t, h, w), self.layout)
+
+    @property
+    def takes_frames(self) -> bool:
+        return self.name == "frames"
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,12 @@ class Manifest:
         outputs: in the order in which the file returns them. Letters stand for lengths that depend on the input; where
             `options["optional"]` is set, a run without maps returns them with zero length.
         methods: every method with all its options.
-        classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices, or `"input"`.
-        num_classes: K.
+        classes: which classes are explained: `"predicted"`, `"topN"`, a list of indices (or of a list of one for each
+            head), or `"input"`.
+        num_classes: K; of all heads together.
+        probability: what the logits are read as: `"softmax"`, `"sigmoid"` of each, or `"none"`.
+        target: which score of the classes is explained: the options of `clipsight.Target` that were given; and
+            `head_classes`, the number of classes of each head; `stripped`, what was taken off the network's end.
         head, features: the classifier and the layer that were named by hand, if any.
         feature_shape: `[C, t, h, w]` at the first size.
         temporal_resolution: t; a map cannot change faster. 1: constant in time.
@@ -144,7 +155,7 @@ class Manifest:
     classes_input: ClassesInput | None
     outputs: tuple[Output, ...]
     methods: list[dict[str, Any]]
-    classes: str | list[int]
+    classes: str | list[int] | list[list[int]]
     num_classes: int
     head: str | None
     features: str | None
@@ -160,6 +171,8 @@ class Manifest:
     option_inputs: tuple[OptionInput, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     session: dict[str, str] = field(default_factory=dict)
+    probability: str = "softmax"
+    target: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -171,6 +184,11 @@ class Manifest:
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(output.name for output in self.outputs)
+
+    @property
+    def reading(self) -> Reading:
+        """How the file's logits are read as scores of classes and as probabilities."""
+        return Reading.of(self)
 
     @property
     def sizes(self) -> tuple[tuple[int, int, int], ...]:
@@ -209,6 +227,7 @@ class Manifest:
                 "preprocessing": values["preprocessing"] and Preprocessing.from_dict(values["preprocessing"]),
                 "labels": None if values["labels"] is None else tuple(values["labels"]),
             }
+            values.setdefault("probability", default_probability(values["num_classes"]))  # files of earlier versions
             return _consistent(_read(cls, values))
         except ValueError as error:
             raise LoadError(f"load: a manifest must be one that clipsight wrote: {error}") from error
@@ -246,12 +265,13 @@ def _consistent(manifest: Manifest) -> Manifest:
             raise ValueError(f"the manifest's {rule}")
 
     clip, chosen, ports = manifest.input, manifest.classes_input, manifest.input_ports
-    frames = clip.layout == "NTHWC"
-    need(frames == (clip.name == "frames"), "input must be frames in the layout NTHWC, or a clip")
+    frames = clip.takes_frames
+    need(not frames or clip.layout == "NTHWC", "input must be frames in the layout NTHWC, or a clip")
     need(not frames or clip.dtype == "uint8", "frames must be uint8")
     need(not frames or manifest.preprocessing is not None, "preprocessing must be there where the input is frames")
     need(chosen is None or chosen.num_classes == manifest.num_classes, "classes_input must have num_classes")
     need(manifest.labels is None or len(manifest.labels) == manifest.num_classes, "labels must be one for each class")
+    check_target(manifest.target, manifest.num_classes, manifest.classes)
     need(VERSION.fullmatch(manifest.plugin.minimum_version), "plugin.minimum_version must be a version, or empty")
     for kind, names in (("inputs", [port.name for port in ports]), ("outputs", list(manifest.output_names))):
         need(len(set(names)) == len(names), f"{kind} must have different names")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
+from .layouts import in_words, size_of
 from .manifest import FORMATS, LoadError, Manifest, OptionInput, check_kind, read_manifest
 from .onnx_runtime import onnx_session, session_options
 
@@ -70,7 +71,8 @@ class Loaded:
         """Runs the file on a batch.
 
         Args:
-            clip: `[N, 3, T, H, W]`, or uint8 frames `[N, T, H, W, 3]` of any H and W where the file takes those.
+            clip: `[N, 3, T, H, W]`, or its axes in the order of the manifest's `input.layout`; or uint8 frames
+                `[N, T, H, W, 3]` of any H and W where the file takes those.
             classes: int64 `[N, M]`, for a file that was explained with `classes="input"`.
             explain: whether maps are wanted; where no sample of the batch wants them they have zero length.
             tau: weights below it count as zero.
@@ -103,12 +105,12 @@ class Loaded:
         if not _is_array(clip):
             raise TypeError(f"load: {name} must be a NumPy array or torch tensor, got {type(clip).__name__}")
         shape = tuple(clip.shape)
-        if want.layout == "NTHWC":
+        if want.takes_frames:
             allowed = " or ".join(f"[N, {t}, H, W, {want.channels}]" for t in dict.fromkeys(s[0] for s in want.sizes))
             fits = len(shape) == 5 and shape[1] in {s[0] for s in want.sizes} and min(shape[2:]) > 0
         else:
-            allowed = " or ".join(f"[N, {want.channels}, {t}, {h}, {w}]" for t, h, w in want.sizes)
-            fits = len(shape) == 5 and shape[2:] in want.sizes
+            allowed = " or ".join(in_words(want.channels, size, want.layout) for size in want.sizes)
+            fits = len(shape) == 5 and size_of(shape, want.layout) in want.sizes
         if not fits or shape[axis] != want.channels:
             hint = "; export with sizes= for other clip sizes" if len(shape) == 5 and not fits else ""
             raise ValueError(f"load: {name} must have shape {allowed}, got {list(shape)}{hint}")
@@ -116,7 +118,7 @@ class Loaded:
             raise ValueError(f"load: {name} must have at least one sample, got shape {list(shape)}")
         if _dtype(clip) != want.dtype:
             raise TypeError(f"load: {name} must be {want.dtype}, got {_dtype(clip)}")
-        if want.layout == "NTHWC":
+        if want.takes_frames:
             self.manifest.preprocessing.resized(shape[2:4])
 
     def _check_classes(self, clip, classes) -> None:

@@ -14,19 +14,19 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .preprocessing import Preprocessing
+from .layouts import OURS, order
+from .preprocessing import LUMA, Preprocessing
 from .video import VideoError
 
 IN_MEMORY = 4 << 20
 """Bytes of maps that are held without a file."""
-LUMA = (0.299, 0.587, 0.114)  # of R, G and B (BT.601)
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,34 @@ class Geometry:
         return cv2.warpAffine(map, matrix, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def to_clip(frames: Iterable[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
-    """Cropped RGB frames uint8 `[h, w, 3]` -> normalised clip float32 `[1, 3, T, h, w]`."""
+def to_clip(frames: Iterable[np.ndarray], preprocessing: Preprocessing, layout: str = OURS) -> np.ndarray:
+    """Cropped RGB frames uint8 `[h, w, 3]` -> normalised clip float32 `[1, 3, T, h, w]`, or in another layout.
+
+    One channel, their luma, where the preprocessing is that of gray clips.
+    """
     clip = np.stack(list(frames)).transpose(3, 0, 1, 2)[None]
-    if preprocessing.channel_order == "BGR":
+    if preprocessing.channels == 1:
+        clip = _luma(clip, LUMA)
+    elif preprocessing.channel_order == "BGR":
         clip = clip[:, ::-1]
-    mean, std = (np.float32(v).reshape(1, 3, 1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    return np.ascontiguousarray((clip * np.float32(preprocessing.scale) - mean) / std)
+    mean, std = (np.float32(v).reshape(1, -1, 1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    clip = (clip * np.float32(preprocessing.scale) - mean) / std
+    return np.ascontiguousarray(clip.transpose(order(OURS, layout)))
 
 
 def to_gray(clip: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """What a network of one channel sees of a clip `[1, 3, T, h, w]`: the luma of its channels `[1, 1, T, h, w]`."""
-    weights = np.float32(LUMA if preprocessing.channel_order == "RGB" else LUMA[::-1])
-    return np.tensordot(weights, clip, (0, 1))[:, None]
+    return clip if clip.shape[1] == 1 else _luma(clip, LUMA if preprocessing.channel_order == "RGB" else LUMA[::-1])
+
+
+def for_network(clip: np.ndarray, preprocessing: Preprocessing, channels: int, layout: str = OURS) -> np.ndarray:
+    """A clip `[1, 3, T, h, w]` as a network of 3 channels, or of 1, takes it in its own layout."""
+    clip = to_gray(clip, preprocessing) if channels == 1 else clip
+    return np.ascontiguousarray(clip.transpose(order(OURS, layout)))
+
+
+def _luma(clip: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    return np.tensordot(np.float32(weights), clip, (0, 1))[:, None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ class Window:
     Attributes:
         start: index of its first frame among the sampled frames.
         used: how many of its T frames are real; fewer where a short video was repeated.
-        clip: float32 `[1, 3, T, h, w]`; where whole frames were asked for, uint8 `[1, T, H, W, 3]`.
+        clip: float32 `[1, 3, T, h, w]`, of `to_clip`; where whole frames were asked for, uint8 `[1, T, H, W, 3]`.
     """
 
     start: int
@@ -122,6 +137,7 @@ def sliding_windows(
     step: int | None = None,
     loop: bool = False,
     whole: bool = False,
+    layout: str = OURS,
 ) -> Iterator[Window]:
     """Cuts a stream of source frames into windows of T sampled frames; only T cropped (or whole) frames are held.
 
@@ -133,6 +149,7 @@ def sliding_windows(
         step: sampled frames from one window to the next, 1 to T.
         loop: repeat a video that is shorter than T sampled frames, instead of an error.
         whole: give the frames as they are, for a network that prepares them itself.
+        layout: the order of the clip's axes, as in the manifest's `input.layout`.
 
     Raises:
         VideoError: too few frames, or `step` out of range.
@@ -144,7 +161,7 @@ def sliding_windows(
     geometry, held, count, emitted = None, deque(maxlen=length), 0, 0
 
     def clip(chosen: Iterable[np.ndarray]) -> np.ndarray:
-        return np.stack(list(chosen))[None] if whole else to_clip(chosen, preprocessing)
+        return np.stack(list(chosen))[None] if whole else to_clip(chosen, preprocessing, layout)
 
     for index, frame in enumerate(frames):
         if index % stride:

@@ -112,7 +112,7 @@ MODELS = {
     "not there": ("nets_of_endings:Nets", "the module has no Nets; did you mean Net?"),
     "a function of something else": ("os:system", "must be callable without arguments, got one that needs command"),
     "a class that needs something": ("nets_of_endings:Needy", "got one that needs depth"),
-    "a function that returns something else": ("os:getpid", "must return a torch.nn.Module, got int"),
+    "a function that returns something else": ("os:getpid", "must be a torch.nn.Module, got int"),
     "a module": ("torch:nn", "must be a network, or a class or function that makes one, got module, not callable"),
     "a function that does not tell": ("builtins:type", "must be callable without arguments (type() takes"),
     "its own error": ("nets_of_endings:Bad", "nets_of_endings.py, line 21, in forward; --debug shows"),

@@ -60,14 +60,14 @@ PARTS = (
     ),
     _part(
         "walks",
-        _package("backward/* attach.py convolutions.py dataflow.py explained.py"),
-        "adjoints convolve explain gradient_heads feature_pyramid feature_pyramid_* gradients_* relevance_* "
-        "gradient_files other_networks torchvision export_options",
+        _package("backward/* graph/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py scores.py"),
+        "adjoints convolve explain inputs layouts targets gradient_heads feature_pyramid feature_pyramid_* gradients_* "
+        "relevance_* gradient_files other_networks torchvision export_options",
     ),
     _part(
         "exporters",
-        _package("exporters/* manifest.py manifest_text.py schema.py triton.py"),
-        "onnx_simplify onnx_double export onnx_loop golden_python "
+        _package("exporters/* manifest.py manifest_text.py schema.py targets.py triton.py"),
+        "targets onnx_simplify onnx_double export onnx_loop golden_python "
         "export_options onnx_plugin manifests runtime aot triton gradient_files export_* openvino models_onnx",
     ),
     _part(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import subprocess
-from ctypes import byref, c_char_p, c_double, c_size_t, c_uint64
+from ctypes import byref, c_char_p, c_double, c_int, c_size_t, c_uint64
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ import networks
 from artifacts import HEADS
 from building import compiler
 from clipsight import load
+from clipsight.manifest import read_manifest
 from helpers import onnxruntime_library
 from session_api import ABI, CError, Class, CSession, Options, Port, Tensor, load_library
 from session_files import assert_message, bad_files, with_manifest
@@ -163,6 +164,78 @@ def test_top_classes(open_session):
     )
 
 
+def top_of(session: CSession, logits: np.ndarray, sample: int, count: int) -> tuple[list[int], list[float]]:
+    top = (Class * count)()
+    session.call("top_classes", Tensor.of(logits), sample, top, count)
+    return [c.index for c in top], [c.probability for c in top]
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "none", None])
+@pytest.mark.parametrize("classes", [5, 1])
+def test_top_classes_by_what_the_file_says(files, tmp_path, name, classes):
+    """`None`: a file of an earlier version."""
+    path = with_manifest(files["clip"], tmp_path / "x.onnx", labels=None, num_classes=classes, probability=name)
+    if name is None:
+        path = with_manifest(files["clip"], path, labels=None, num_classes=classes, probability=..., target=...)
+    session, value = CSession(path, onnxruntime_library()), c_int(7)
+    session.call("probability", byref(value))
+    name = name or ("softmax" if classes > 1 else "sigmoid")
+    assert value.value == ["softmax", "sigmoid", "none"].index(name)
+    logits = np.float32([[-9, 1, 0.5, -1, 3], [0.87, 0, 3, 3, 2]])[:, :classes]
+    as_read = {"softmax": lambda x: x.softmax(0), "sigmoid": torch.sigmoid, "none": lambda x: x}[name]
+    for dtype in (np.float32, np.float64):
+        for sample, row in enumerate(torch.from_numpy(logits)):
+            values, indices = as_read(row).sort(descending=True, stable=True)
+            found = top_of(session, logits.astype(dtype), sample, classes)
+            assert found[0] == indices.tolist()
+            np.testing.assert_allclose(found[1], values, rtol=1e-6)
+    in_python = read_manifest(path).reading.probabilities(logits[0])
+    np.testing.assert_allclose(in_python, as_read(torch.from_numpy(logits[0])), rtol=1e-6)
+
+
+TARGETS = {
+    "mean": ({"steps": "mean", "layout": "NKT"}, lambda x: x.mean(-1)),
+    "max": ({"steps": "max", "layout": "NKT"}, lambda x: x.amax(-1)),
+    "a step": ({"steps": 2, "layout": "NKT"}, lambda x: x[..., 2]),
+    "a step from the end": ({"steps": -3, "layout": "NTK"}, lambda x: x[..., -3]),
+    "max of the classes last": ({"steps": "max", "layout": "NTK"}, lambda x: x.amax(-1)),
+    "steps of one logit": ({"steps": "mean", "layout": "NT"}, lambda x: x.mean(-1)),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_top_classes_of_steps(files, tmp_path, name):
+    target, reduce = TARGETS[name]
+    classes = 1 if target["layout"] == "NT" else 5
+    facts = {"labels": None, "num_classes": classes, "probability": "sigmoid", "target": target}
+    session = CSession(with_manifest(files["clip"], tmp_path / "x.onnx", **facts), onnxruntime_library())
+    each = torch.randn(2, classes, 4, generator=torch.Generator().manual_seed(1))
+    logits = {"NKT": each, "NTK": each.transpose(1, 2), "NT": each[:, 0]}[target["layout"]].contiguous().numpy()
+    for sample in range(2):
+        values, indices = reduce(each)[sample].sigmoid().sort(descending=True)
+        found = top_of(session, logits, sample, classes)
+        assert found[0] == indices.tolist()
+        np.testing.assert_allclose(found[1], values, rtol=1e-6)
+    with pytest.raises(CError, match=r"top_classes: logits must be floating \[N, .*T.*\] in the host's memory"):
+        top_of(session, np.zeros((1, 2, 3, 4), np.float32), 0, 1)
+    if "step from" in name:
+        with pytest.raises(CError, match=r"logits must have the step -3 of the target, got \[1, 2, 5\]"):
+            top_of(session, np.zeros((1, 2, 5), np.float32), 0, 1)
+
+
+def test_top_classes_of_two_heads(files, tmp_path):
+    target = {"heads": ["verb", "noun"], "head_classes": [2, 3]}
+    path = with_manifest(files["clip"], tmp_path / "x.onnx", labels=LABELS, target=target)
+    session, logits = CSession(path, onnxruntime_library()), np.float32([[4, 3, 0.5, -0.5, 2]])
+    parts = torch.from_numpy(logits[0]).split([2, 3])
+    values, indices = torch.cat([part.softmax(0) for part in parts]).sort(descending=True)
+    found = top_of(session, logits, 0, 5)
+    assert found[0] == indices.tolist()
+    np.testing.assert_allclose(found[1], values, rtol=1e-6)
+    with pytest.raises(CError, match="labels must be one for each of 4 classes, got 5"):
+        top_of(session, logits[:, :4], 0, 1)
+
+
 def test_map_region(files, open_session):
     from clipsight.windows import Geometry
 
@@ -305,6 +378,7 @@ def test_null_pointers(open_session):
         "inputs must not be null": partial(session.call, "run", None, 1, outputs, 4),
         "outputs must not be null": partial(session.call, "run", byref(view), 1, None, 4),
         "logits must not be null": partial(session.call, "top_classes", None, 0, (Class * 1)(), 1),
+        "probability must not be null": partial(session.call, "probability", None),
         "classes must not be null": partial(session.call, "top_classes", byref(view), 0, None, 1),
         "logits must not be null, got a null": partial(session.call, "run", byref(view), 1, named(session), 4),
     }

@@ -13,11 +13,13 @@ import clipsight
 import networks
 from artifacts import HEADS
 from clipsight import load
+from clipsight.manifest import read_manifest
 from clipsight.render import JET
 from clipsight.synthetic import moving_shapes
+from clipsight.targets import Reading
 from clipsight.windows import Geometry
 from helpers import onnxruntime_library
-from session_files import assert_message, bad_files
+from session_files import assert_message, bad_files, with_manifest
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 
@@ -51,6 +53,21 @@ def test_outputs(small, session, tmp_path):
 def test_eight_threads_give_the_bits_of_one(session, artifact, plugin):
     done = run(session, "threads", artifact("ModulePool", HEADS, ".onnx", **{"plugin": True} if plugin else {}))
     assert done.returncode == 0, done
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "none"])
+def test_top_classes_by_what_the_file_says(small, session, tmp_path, name):
+    file = with_manifest(small, tmp_path / "x.onnx", probability=name, labels=list("abcde"))
+    number, *lines = run(session, "top", file).stdout.splitlines()
+    rows = [[part.split(":") for part in line.split()] for line in lines]
+    reading, logits = read_manifest(file).reading, np.float32([0, -1, 2, -3, 4])
+    ways = ["softmax", "sigmoid", "none"]
+    assert ways[int(number)] == reading.probability == name
+    assert [row[2] for row in rows[0]] == ["e", "c", "a"]
+    for row, way in zip(rows, [name, "softmax", *ways], strict=True):
+        assert [int(index) for index, _, _ in row] == [4, 2, 0]
+        expected = Reading(way).probabilities(logits)[[4, 2, 0]]
+        np.testing.assert_allclose([float(p) for _, p, _ in row], expected, rtol=1e-6)
 
 
 def test_later_runs_allocate_nothing_of_ours(small, session):

@@ -72,6 +72,7 @@ def load_library() -> ctypes.CDLL:
         "map_region": [session, c_int64, c_int64, POINTER(c_double)],
         "output_shapes": [session, tensors, size, tensors, size],
         "run": [session, tensors, size, tensors, size],
+        "probability": [session, POINTER(c_int)],
         "top_classes": [session, tensors, size, POINTER(Class), size],
     }
     for name, arguments in signatures.items():

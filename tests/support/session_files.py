@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 def with_manifest(good: Path, path: Path, **changes) -> Path:
-    """A copy of an ONNX file whose manifest has other values; `manifest=None` takes it out, a string replaces it."""
+    """A copy of an ONNX file whose manifest has other values, or lacks those that are `...`.
+
+    `manifest=None` takes it out, a string replaces it.
+    """
     import onnx
 
     model = onnx.load(good)
@@ -18,6 +21,7 @@ def with_manifest(good: Path, path: Path, **changes) -> Path:
     values = json.loads(entry.value)
     for name, value in changes.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
+    values = {name: value for name, value in values.items() if value is not ...}
     entry.value = json.dumps(values)
     if "manifest" in changes:
         entry.value = changes["manifest"] or ""

@@ -35,6 +35,10 @@ enum {
   CLIPSIGHT_FLOAT64 = 6
 };
 
+/* What logits are read as: a softmax over the classes (of each head, where a file has several), a sigmoid of each by
+ * itself, or none: they are scores of another kind. */
+enum { CLIPSIGHT_SOFTMAX = 0, CLIPSIGHT_SIGMOID = 1, CLIPSIGHT_NONE = 2 };
+
 /* A session's number. It is never used again after clipsight_close, and 0 is never one. */
 typedef uint64_t clipsight_session;
 
@@ -70,7 +74,7 @@ typedef struct clipsight_port {
 
 typedef struct clipsight_class {
   int64_t index;
-  float probability;
+  float probability; /* the score itself where the file's logits are read as CLIPSIGHT_NONE */
   const char* label; /* null where the file has no labels; lives until clipsight_close */
 } clipsight_class;
 
@@ -105,7 +109,10 @@ CLIPSIGHT_API int clipsight_output_shapes(clipsight_session session, const clips
 CLIPSIGHT_API int clipsight_run(clipsight_session session, const clipsight_tensor* inputs, size_t input_count,
                                 const clipsight_tensor* outputs, size_t output_count);
 
-/* The `count` most probable classes of one sample of the logits, most probable first. */
+/* What the file's logits are read as: CLIPSIGHT_SOFTMAX ... */
+CLIPSIGHT_API int clipsight_probability(clipsight_session session, int* probability);
+
+/* The `count` most probable classes of one sample of the logits, most probable first, as the file reads them. */
 CLIPSIGHT_API int clipsight_top_classes(clipsight_session session, const clipsight_tensor* logits, size_t sample,
                                         clipsight_class* classes, size_t count);
 

@@ -3,7 +3,7 @@
 //   clipsight::Session session = clipsight::Session::open("movers.onnx");
 //   std::vector<clipsight::Tensor> outputs = session.run(
 //       {{frames.data(), clipsight::DType::uint8, {1, 16, 240, 320, 3}}});
-//   for (const auto& top : clipsight::top_classes(outputs[0], 5, session.manifest().labels)) ...
+//   for (const auto& top : session.top_classes(outputs[0], 5)) ...
 //
 // ONNX files run in the ONNX Runtime that the loader finds (libonnxruntime.so.1); TorchScript and .pt2 files in
 // programs that link the CMake target clipsight::torch. These are code, and ONNX files are data: open only those that you
@@ -135,7 +135,7 @@ struct Port {
   DType dtype = DType::float32;
   std::vector<Dim> shape;
   std::vector<Dim> full_shape;  // of an output that may be empty: its shape in a run with maps
-  std::string layout;  // of the video input: "NCTHW" or "NTHWC"
+  std::string layout;  // of the video input, the order of its axes: "NCTHW", "NTCHW" or "NTHWC"
   std::string meaning;
   std::optional<double> initial;  // of an option (tau, n_sigma, explain): the value that the export was made with
 };
@@ -145,7 +145,7 @@ struct Preprocessing {
   int64_t frames = 0, stride = 1;
   std::array<int64_t, 2> crop{};    // height, width in pixels
   std::vector<int64_t> resize;      // empty, {short side}, or {height, width} in pixels
-  std::array<double, 3> mean{}, std{};
+  std::array<double, 3> mean{}, std{};  // three times the same where the network sees gray
   bool bgr = false;
   double scale = 1.0 / 255;
 };
@@ -186,6 +186,19 @@ struct Options {
   std::string plugin_library;        // by default the one that lies beside libclipsight.so
 };
 
+/// What logits are read as.
+enum class Probability {
+  softmax = CLIPSIGHT_SOFTMAX,  // over the classes (of each head, where a file has several)
+  sigmoid = CLIPSIGHT_SIGMOID,  // of each class by itself
+  none = CLIPSIGHT_NONE         // they are scores of another kind, and shown as they are
+};
+
+struct TopClass {
+  int64_t index = 0;
+  float probability = 0;  // the score itself where the logits are read as none
+  std::string label;      // empty where there are no labels
+};
+
 class Backend;
 
 /// An opened file. All members may be called by several threads at once.
@@ -202,6 +215,12 @@ class CLIPSIGHT_API Session {
   ~Session();
 
   const Manifest& manifest() const;
+  /// What the file's logits are read as.
+  Probability probability() const;
+
+  /// The k most probable classes of one sample of the file's logits, in the host's memory, most probable first; by the
+  /// file's own probability, and reduced over the steps as it says where it has logits per time step.
+  std::vector<TopClass> top_classes(const TensorView& logits, size_t k, size_t sample = 0) const;
 
   /// Inputs in the order of manifest().inputs, in the host's memory or on the session's device; returns the outputs in
   /// the order of manifest().outputs, in the host's memory. Returns when they are complete.
@@ -222,14 +241,12 @@ class CLIPSIGHT_API Session {
   std::unique_ptr<State> state_;
 };
 
-struct TopClass {
-  int64_t index = 0;
-  float probability = 0;  // softmax of the logits
-  std::string label;      // empty where there are no labels
-};
-
-/// The k most probable classes of one sample of logits [N, K] in the host's memory, most probable first.
+/// The k most probable classes of one sample of logits [N, K] in the host's memory, most probable first. Without a
+/// probability by softmax, or sigmoid of a single logit; Session::top_classes knows what a file says of its own.
 CLIPSIGHT_API std::vector<TopClass> top_classes(const TensorView& logits, size_t k,
                                                 const std::vector<std::string>& labels = {}, size_t sample = 0);
+CLIPSIGHT_API std::vector<TopClass> top_classes(const TensorView& logits, size_t k,
+                                                const std::vector<std::string>& labels, size_t sample,
+                                                Probability probability);
 
 }  // namespace clipsight

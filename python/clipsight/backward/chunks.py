@@ -23,7 +23,7 @@ class Chunks:
     """A sum that a traced graph has one op for.
 
     Attributes:
-        part: what some steps add, a module: (clip `[N, ...]`, chosen `[M]` or `[N, M]`, alphas `[S]`, shares `[S]`) to
+        part: what some steps add, a module: (clip `[N, ...]`, chosen as in `Evidence`, alphas `[S]`, shares `[S]`) to
             `[N, M, ...]`.
         steps: float64 `[steps, 2]`, alpha and share of each.
         chunk: how many of them are computed at once.

@@ -19,6 +19,7 @@ except ImportError as error:  # pragma: no cover - depends on what is installed
 
 from .. import signals
 from ..labels import read_labels
+from ..layouts import shape_of
 from ..staging import check_folder
 from .ending import BROKEN_PIPE, one_line_errors
 from .networks import CommandError, load_live, map_head, parse_size
@@ -294,11 +295,13 @@ def export(
     chosen: object = "input" if classes == ["input"] else choose_classes(classes or [], names)
     if isinstance(chosen, int):
         chosen = "predicted" if chosen == 1 else f"top{chosen}"
-    example = torch.randn(1, live.channels, *live.preprocessing.size, generator=torch.Generator().manual_seed(0))
+    shape = shape_of(1, live.channels, live.preprocessing.size, live.layout)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sizes = [live.preprocessing.size, *((live.preprocessing.frames, *other) for other in others)]
     with export_lines(live.name, sizes) as progress:
         progress("capture", out)
-        explained = clipsight.explain(live.module, heads, example, chosen if isinstance(chosen, str) else list(chosen))
+        chosen = chosen if isinstance(chosen, str) else list(chosen)
+        explained = clipsight.explain(live.module, heads, example, chosen, layout=live.layout)
         manifest = clipsight.export(
             explained,
             out,

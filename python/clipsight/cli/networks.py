@@ -20,10 +20,11 @@ import numpy as np
 
 from ..errors import user_code
 from ..labels import as_labels
+from ..layouts import OURS, shape_of
 from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
-from ..windows import to_gray
+from ..windows import for_network
 
 MOST_THREADS, MOST_STRIDE = 4096, 10**6
 OPTIONS = {"tau": "threshold", "n_sigma": "n-sigma"}  # input of an exported file -> option that sets it
@@ -52,6 +53,7 @@ class LiveModel:
     preprocessing: Preprocessing
     labels: Sequence[str] | None
     channels: int = 3  # 1: it sees gray
+    layout: str = OURS
 
 
 class LiveNetwork:
@@ -66,7 +68,8 @@ class LiveNetwork:
         from .. import SelectiveRelevance
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
-        self._module, self._device, self._channels = model.module.to(device), device, model.channels
+        self._module, self._device = model.module.to(device), device
+        self._channels, self._layout = model.channels, model.layout
         self.map, self.feature = head.name, _feature_text(getattr(head, "channels", None))
         self.methods = [head, SelectiveRelevance(of=head, n_sigma=n_sigma, extras=("motion_share",))]
         self._explained: dict = {}
@@ -78,13 +81,12 @@ class LiveNetwork:
 
         from .. import explain
 
-        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
-        tensor = torch.from_numpy(clip).to(self._device)
+        tensor = torch.from_numpy(for_network(clip, self.preprocessing, self._channels, self._layout)).to(self._device)
         if classes not in self._explained:
             chosen = "predicted" if classes is None else list(classes)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._explained[classes] = explain(self._module, self.methods, tensor, chosen)
+                self._explained[classes] = explain(self._module, self.methods, tensor, chosen, layout=self._layout)
             said = (str(warning.message) for warning in caught)
             self.notes = list(dict.fromkeys([*self.notes, *(text for text in said if text.startswith("explain:"))]))
         with torch.inference_mode():
@@ -119,8 +121,7 @@ class ExportedNetwork:
         self.name, self.methods = Path(path).name, manifest.methods
         self.labels = manifest.labels
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
-        self.takes_frames = manifest.input.layout == "NTHWC"
-        self._is_gray = manifest.input.channels == 1 and not self.takes_frames
+        self.takes_frames = manifest.input.takes_frames
         names = manifest.output_names
         single = [m for m in self.methods if m["method"] in names and m.get("colours") != "raw"]
         if (head := next((m for m in single if m["method"] == (map or m["method"])), None)) is None:
@@ -139,7 +140,9 @@ class ExportedNetwork:
             given = (np.array([chosen], np.int64),) if self._takes_classes else ()
             return [np.asarray(output[0], np.float32) for output in self._loaded(clip, *given, **self._values)]
 
-        clip = to_gray(clip, self.preprocessing) if self._is_gray else clip
+        if not self.takes_frames:
+            given = self._loaded.manifest.input
+            clip = for_network(clip, self.preprocessing, given.channels, given.layout)
         outputs = run(classes or (0,))
         if classes is None and self._takes_classes:
             outputs = run((int(outputs[0].argmax()),))
@@ -195,6 +198,7 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
         CommandError: no such model, a checkpoint that does not fit, or a network that would have random weights.
     """
     from .. import models
+    from ..inputs import layout_of
 
     if ":" in spec:
         live = _from_factory(spec, checkpoint)
@@ -212,29 +216,44 @@ def load_live(spec: str, checkpoint: str | None, random_weights: bool, **overrid
             f"model: must be one of {', '.join(models.names())}, an exported file, or package.module:factory, "
             f"got {spec!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
-    live.module.eval()
+    with contextlib.suppress(NotImplementedError):  # of what torch.export made, which is as it was exported
+        live.module.eval()
     preprocessing = _override(live.preprocessing, **overrides)
-    return replace(live, preprocessing=preprocessing, channels=_channels_of(live.module, preprocessing.size))
+    layout = layout_of(live.module)
+    channels = 1 if preprocessing.channels == 1 else _channels_of(live.module, preprocessing.size, layout)
+    _check_channels(spec, channels)
+    return replace(live, preprocessing=preprocessing, channels=channels, layout=layout)
 
 
-def _channels_of(module, size: tuple[int, int, int]) -> int:
-    """1 of a network that its first convolution and a trial show to take gray clips or frames, else 3."""
+def _channels_of(module, size: tuple[int, int, int], layout: str) -> int:
+    """3, unless the first convolution and a trial show that the network takes clips or frames of other channels."""
     import torch
     from torch import nn
 
     first = next((layer for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d))), None)
-    if first is None or first.in_channels != 1:
+    if first is None or first.in_channels == 3:
         return 3
-    clip = torch.zeros(1, 1, *size)
-    for example in (clip, clip[:, :, 0]):
-        with contextlib.suppress(Exception), torch.inference_mode():
-            module(example)
-            return 1
+    for channels in (3, 1, first.in_channels):
+        clip = torch.zeros(shape_of(1, channels, size, layout))
+        for example in (clip, clip.select(layout.index("T"), 0)):
+            with contextlib.suppress(Exception), torch.inference_mode():
+                module(example)
+                return channels
     return 3
+
+
+def _check_channels(model: str, channels: int) -> None:
+    """Raises CommandError where no video has as many."""
+    if channels not in (1, 3):
+        raise CommandError(
+            f"model: {model} must take clips of 3 channels, or of 1 (gray), as videos have them, got {channels} "
+            "channels; in Python, clipsight.explain and clipsight.load take clips of any"
+        )
 
 
 def exported_preprocessing(path: str, manifest, **overrides) -> Preprocessing:
     """What an exported file wants, by its manifest or else frames at its first size, with `overrides` where given."""
+    _check_channels(path, manifest.input.channels)
     size = manifest.sizes[0]
     plain = Preprocessing(frames=size[0], resize=min(size[1:]), crop=size[1:])
     result = _override(manifest.preprocessing or plain, **overrides)
@@ -279,7 +298,7 @@ def _text(size: Sequence[int]) -> str:
 def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
     import torch
 
-    from ..dataflow import unwrapped
+    from ..inputs import readable
     from ..models import Adapter, checkpoints
 
     module = _find(spec)
@@ -295,9 +314,7 @@ def _from_factory(spec: str, checkpoint: str | None) -> LiveModel:
             if error.__traceback__.tb_next is not None:  # raised in there, not by the call
                 raise
             raise CommandError(f"model: {spec} must be callable without arguments ({error})") from error
-    if not isinstance(module, torch.nn.Module):
-        raise CommandError(f"model: {spec} must return a torch.nn.Module, got {type(module).__name__}")
-    module = unwrapped(module)
+    module = readable(module, f"model: what {spec} returns")
     if checkpoint:
         checkpoints.load_into(module.network if isinstance(module, Adapter) else module, checkpoint)
     preprocessing = getattr(module, "preprocessing", None) or Preprocessing(resize=112)

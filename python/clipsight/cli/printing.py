@@ -110,7 +110,8 @@ def print_manifest(manifest) -> None:
     defaults = {option.name: f", default {option.default:.4g}" for option in manifest.option_inputs}
     rows = [("model", f"{manifest.model} ({manifest.kind}, clipsight {manifest.clipsight_version})")]
     for i, port in enumerate(manifest.input_ports):
-        rows += [("" if i else "inputs", f"{port.name} {port.dtype} {_shape(port.shape)}{defaults.get(port.name, '')}")]
+        more = defaults.get(port.name, "") if i else f", {manifest.input.layout}"
+        rows += [("" if i else "inputs", f"{port.name} {port.dtype} {_shape(port.shape)}{more}")]
     rows += [("sizes", " or ".join("x".join(map(str, size)) for size in manifest.sizes))]
     for i, output in enumerate(manifest.outputs):
         rows += [("" if i else "outputs", f"{output.name} {output.dtype} {_shape(output.shape)} - {output.meaning}")]

@@ -22,7 +22,7 @@ from ..pyramid.pictures import Shot, write_graph, write_sheet, write_tubes
 from ..staging import staging
 from ..text import printable
 from ..video import VideoReader
-from ..windows import Geometry, Window, sliding_windows, to_gray
+from ..windows import Geometry, Window, for_network, sliding_windows
 from .explaining import Rows, label_of, softmax, tail_of
 from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
@@ -62,7 +62,7 @@ class LivePyramid:
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
         self._module, self._device, self._explained = model.module.to(device), device, None
-        self._channels = model.channels
+        self._channels, self._layout = model.channels, model.layout
         self._heads = [FeaturePyramid(**options, layers=layers)]
         if layers:  # the graph has all layers, only the pictures have some
             bare = {name: options[name] for name in ("theta", "depth") if name in options}
@@ -75,14 +75,14 @@ class LivePyramid:
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         import torch
 
-        sized, (logits, *seen) = self._look(clip)
+        sized, seen = self._look(clip)
         with torch.inference_mode():
             chosen = torch.tensor([classes], device=self._device)
-            maps = sized.maps(logits, *seen, classes=chosen)
+            maps = sized.maps(*seen, classes=chosen)
         names = self._explained.output_names
-        outputs = dict(zip(names, [logits, *maps], strict=True))
-        route, taps = sized.attached.route, seen[2:]
-        read = {name: sized.tap(i, taps[route.taps[i]], 1)[0] for name, i in route.reads.items()}
+        outputs = dict(zip(names, [seen[0], *maps], strict=True))
+        taps = sized.taps(seen)
+        read = {name: taps[i][0] for name, i in sized.attached.route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
             self._explained.bound[0].found,
@@ -98,15 +98,14 @@ class LivePyramid:
 
         from .. import explain
 
-        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
-        tensor = torch.from_numpy(clip).to(self._device)
+        tensor = torch.from_numpy(for_network(clip, self.preprocessing, self._channels, self._layout)).to(self._device)
         if self._explained is None:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._explained = explain(self._module, self._heads, tensor, "input")
+                self._explained = explain(self._module, self._heads, tensor, "input", layout=self._layout)
             said = (str(warning.message) for warning in caught)
             self.notes = list(dict.fromkeys(text for text in said if text.startswith("explain:")))
-        sized = self._explained.at(tuple(tensor.shape[2:]))
+        sized = self._explained.at(self.preprocessing.size)
         with torch.inference_mode():
             return sized, sized.look(tensor)
 
@@ -132,8 +131,7 @@ class ExportedPyramid:
             if not any(layer.is_in(wanted) for layer in self._layers):
                 names = [layer.name for layer in self._layers]
                 raise CommandError(f"layer: must be one that {path} puts out, among {names}, got {wanted!r}")
-        self.takes_frames = manifest.input.layout == "NTHWC"
-        self._is_gray = manifest.input.channels == 1 and not self.takes_frames
+        self.takes_frames = manifest.input.takes_frames
         self._takes_classes = manifest.classes == "input"
         self.fixed_classes = None if self._takes_classes else manifest.classes
         self._optional = any(option.name == "explain" for option in manifest.option_inputs)
@@ -148,7 +146,9 @@ class ExportedPyramid:
 
     def _run(self, clip: np.ndarray, classes: tuple[int, ...], options: dict) -> dict[str, np.ndarray]:
         given = (np.array([classes], np.int64),) if self._takes_classes else ()
-        clip = to_gray(clip, self.preprocessing) if self._is_gray else clip
+        if not self.takes_frames:
+            taken = self._loaded.manifest.input
+            clip = for_network(clip, self.preprocessing, taken.channels, taken.layout)
         results = self._loaded(clip, *given, **options)
         return dict(zip(self._loaded.output_names, map(np.asarray, results), strict=True))
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from .. import metrics
 from ..explained import ExplainedModel, explain
 from ..heads import METHODS, GradCAM, GuidedGradCAM, Head, SelectiveRelevance
+from ..inputs import in_our_order, layout_of
 from ..preprocessing import Preprocessing
 from ..video import VideoReader
-from ..windows import Geometry, Window, sliding_windows, to_clip, to_gray
+from ..windows import Geometry, Window, for_network, sliding_windows, to_clip
 from .masks import Masks
 
 PAPER_METHODS = ("deep_taylor", "grad_cam", "guided_backprop", "guided_grad_cam")
@@ -148,7 +149,7 @@ class Evaluator:
     """Measures the methods on one video after another.
 
     Args:
-        model: a classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`.
+        model: a classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, or in the order of its attribute `layout`.
         preprocessing: how it wants its frames.
         settings: what is measured.
         device: where it runs.
@@ -167,7 +168,7 @@ class Evaluator:
         channels: int = 3,
     ):
         self.preprocessing, self.settings, self._channels = preprocessing, settings, channels
-        self._model, self._device = model.to(device), device
+        self._model, self._device = in_our_order(model, layout_of(model)).to(device), device
         self.heads = settings.heads()
         heads = [
             part for head in self.heads.values() for part in (head, *(selective(head, n) for n in settings.thresholds))
@@ -341,8 +342,7 @@ class Evaluator:
             yield window, np.stack([geometry.crop_frame(frame) for frame in window.clip[0]])
 
     def _tensor(self, frames: np.ndarray) -> Tensor:
-        clip = to_clip(frames, self.preprocessing)
-        clip = to_gray(clip, self.preprocessing) if self._channels == 1 else clip
+        clip = for_network(to_clip(frames, self.preprocessing), self.preprocessing, self._channels)
         return torch.from_numpy(clip).to(self._device)
 
 

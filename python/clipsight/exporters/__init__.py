@@ -15,6 +15,7 @@ import torch
 
 from .. import __version__, runtime
 from ..labels import as_labels
+from ..layouts import in_words
 from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
 from ..preprocessing import Preprocessing
 from ..staging import whole_file
@@ -58,7 +59,8 @@ def export(
     Args:
         explained: what `clipsight.explain` returned.
         path: the file to write; its suffix chooses the format, its folder must exist.
-        example: a real clip `[N, 3, T, H, W]` (or frames `[N, T, H, W, 3]`) for the comparison, beside random ones.
+        example: a real clip, as the explained model takes it (or frames `[N, T, H, W, 3]`), for the comparison, beside
+            random ones.
         plugin: call the fused ops of clipsight's native library, which must then be loaded where the file runs
             (default for `.pt` and `.pt2`), or use ops of plain torch or standard ONNX only (default for `.onnx`).
         sizes: clip sizes `(T, H, W)` that the file accepts besides that of the example that was explained.
@@ -106,7 +108,7 @@ def export(
         raise TypeError(f"export: explained must come from clipsight.explain, got {type(explained).__name__}")
     format = importlib.import_module(f".{FORMATS[path.suffix]}", __name__)
     sizes = _sizes(explained, sizes)
-    preprocessing = _preprocessing(preprocessing, sizes, frames)
+    preprocessing = _preprocessing(preprocessing, sizes, frames, explained.channels)
     labels = as_labels(labels, explained.num_classes, "export: labels")
     exact = explained if output is None else explained.with_maps_of(_choice("output", output, OUTPUTS))
     dtype = _choice("half", "float16" if half is True else half, HALVES) if half else None
@@ -120,7 +122,8 @@ def export(
         thresholds=tuple(name for name in THRESHOLDS if name in _inputs(inputs)),
     )
     if example is not None and (example.dim() != 5 or program.sees(example) not in sizes):
-        want = "frames [N, T, H, W, 3]" if frames else "a clip [N, 3, T, H, W]"
+        clip = in_words(explained.channels, "THW", explained.layout)
+        want = "frames [N, T, H, W, 3]" if frames else f"a clip {clip}"
         raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
     begin = progress or (lambda phase, file: None)
     options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
@@ -186,15 +189,24 @@ def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:
     return tuple(every)
 
 
-def _preprocessing(preprocessing, sizes, frames) -> Preprocessing | None:
+def _preprocessing(preprocessing, sizes, frames, channels: int) -> Preprocessing | None:
     if frames is not None:
         _choice("frames", frames, ("uint8",))
+        if channels not in (1, 3):
+            raise ValueError(
+                f"export: frames must be None for a network of {channels} channels: a video has 3, or 1 as gray; got "
+                f"{frames!r}"
+            )
         if preprocessing is None:
             raise ValueError("export: preprocessing must be given with frames='uint8': it becomes part of the graph")
     if preprocessing is None:
         return None
     if not isinstance(preprocessing, Preprocessing):
         preprocessing = Preprocessing.from_dict(dict(preprocessing))
+    if preprocessing.channels == 1 and channels == 3:
+        raise ValueError(
+            "export: preprocessing must have 3 values of mean and of std for a network of 3 channels, got 1, for gray"
+        )
     if preprocessing.size not in sizes:
         raise ValueError(
             f"export: preprocessing must give clips of one of the file's sizes {list(sizes)}, got {preprocessing.size}"

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..layouts import size_of
 from ..manifest import LoadError, Manifest
 from ..manifest_text import EXTRA_FILE
 from ..staging import staging
@@ -177,9 +178,9 @@ def open_models(path: Path, manifest: Manifest, device: str) -> Callable[..., li
 
 
 def _size_index(manifest: Manifest, clip: Tensor) -> int:
-    if manifest.input.layout == "NTHWC":  # frames of any height and width: their number tells the size
+    if manifest.input.takes_frames:  # of any height and width: their number tells the size
         return [size[0] for size in manifest.sizes].index(clip.shape[1])
-    return manifest.sizes.index(tuple(clip.shape[2:]))
+    return manifest.sizes.index(size_of(clip.shape, manifest.input.layout))
 
 
 def _check_machine(path: Path, compiled: dict[str, str], device: str) -> None:

@@ -70,7 +70,7 @@ class Run:
     @functools.cached_property
     def decided(self) -> Tensor:
         """[N]: samples whose explained classes do not hang on a difference between logits that rounding could turn."""
-        return _classes_decided(self.program, self.expected[0], self.program.explained.compute_dtype)
+        return _classes_decided(self.program, self.inputs, self.expected[0])
 
     def rounding(self, i: int) -> float:
         """By how much output i of the program differs, if the clip does by rounding: as a share of its own size."""
@@ -152,8 +152,14 @@ def half_difference(program: Program, loaded, exact) -> dict[str, dict[str, floa
     run = Run(whole, loaded, inputs)
     expected, got = run.expected, run.got
     same = torch.ones(len(got[0]), dtype=torch.bool)
-    if exact.maps and not isinstance(exact.classes.choice, list):
-        same = (expected[0].topk(exact.maps).indices.cpu() == got[0].topk(exact.maps).indices.cpu()).all(1)
+    classes = inputs.get("classes")
+    chosen = [
+        exact.score.chosen(logits.cpu(), classes if classes is None else classes.cpu())
+        for logits in (expected[0], got[0])
+    ]
+    if chosen[0].dim() > 1:
+        same = (chosen[0] == chosen[1]).all(-1)
+        same = same if same.dim() == 1 else same.all(0)
     figures = {}
     for name, want, have in zip(program.output_names, expected, got, strict=True):
         want, have = want.double().cpu(), have.double().cpu()
@@ -305,15 +311,11 @@ def _bound(name: str, want: Tensor, computed_in: torch.dtype) -> tuple[float, fl
     return tolerance * (largest if largest > 0 else 1.0), share
 
 
-def _classes_decided(program: Program, logits: Tensor, computed_in: torch.dtype) -> Tensor:
+def _classes_decided(program: Program, inputs: dict[str, Tensor], logits: Tensor) -> Tensor:
     """[N]: samples whose explained classes do not hang on a difference between logits that rounding could turn."""
     explained = program.explained
-    if program.classes_input or isinstance(explained.classes.choice, list) or explained.num_classes < 2:
-        return torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-    count = min((explained.maps or 0) + 1, explained.num_classes)
-    ranked = logits.float().topk(count, 1).values
-    gaps = (ranked[:, :-1] - ranked[:, 1:]).amin(1) if count > 1 else ranked[:, 0].new_full((len(logits),), torch.inf)
-    return gaps > 2 * _tolerance(logits, computed_in) * logits.abs().max().float()
+    gaps = explained.score.gaps(logits, inputs.get("classes"))
+    return gaps > 2 * _tolerance(logits, explained.compute_dtype) * logits.abs().max().float()
 
 
 def _fail(name: str, size, rule: str, got: str) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..preprocessing import Preprocessing
+from ..layouts import OURS, order
+from ..preprocessing import LUMA, Preprocessing
 
 
 class Frames(nn.Module):
     """uint8 RGB frames `[N, T, H, W, 3]` of any height and width -> the network's clip `[N, 3, T, h, w]`.
+
+    The clip of a network of one channel is their luma, and its axes are in the order of `layout`.
 
     The pixels are those of `clipsight.windows` (OpenCV's bilinear resize): only the crop's are computed, from four
     neighbours each, with OpenCV's weights of 11 bits and its intermediate rounding. Height and width are data here, not
@@ -19,7 +22,7 @@ class Frames(nn.Module):
     runtime.
     """
 
-    def __init__(self, preprocessing: Preprocessing, dtype: torch.dtype) -> None:
+    def __init__(self, preprocessing: Preprocessing, dtype: torch.dtype, channels: int = 3, layout: str = OURS) -> None:
         super().__init__()
         p = preprocessing
         self.height, self.width = p.crop
@@ -28,8 +31,11 @@ class Frames(nn.Module):
         self.exact_height, self.exact_width = p.resize if isinstance(p.resize, tuple) else (0, 0)
         self.bgr = p.channel_order == "BGR"
         self.scale, self.dtype = float(p.scale), dtype
+        self.gray, self.moved, self.axes = channels == 1, layout != OURS, list(order(OURS, layout))
         for name, values in (("mean", p.mean), ("std", p.std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1))
+        luma = torch.tensor(LUMA if p.channel_order == "RGB" else LUMA[::-1], dtype=torch.float32)
+        self.register_buffer("luma", luma.view(-1, 1, 1, 1))
 
     def forward(self, frames: Tensor) -> Tensor:
         height = torch.full([], frames.shape[2], dtype=torch.float64, device=frames.device)
@@ -57,6 +63,10 @@ class Frames(nn.Module):
         if self.bgr:
             pixels = pixels.flip(4)
         clip = (pixels.permute(0, 4, 1, 2, 3) * self.scale - self.mean) / self.std
+        if self.gray:  # the weights sum to 1, so that it does not matter whether this comes before the mean or after it
+            clip = (clip * self.luma).sum(1, keepdim=True)
+        if self.moved:
+            clip = clip.permute(self.axes)
         return clip.to(self.dtype)
 
     def axis(self, full: Tensor, resized: Tensor, part: int, fits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -84,7 +84,7 @@ def build(program: Program, captured: list[Captured]) -> bytes:
     if program.optional:
         for model in models:
             onnx_graph.make_maps_optional(model, [program.empty_shape(i) for i in range(1, len(program.outputs))])
-    model = models[0] if len(models) == 1 else onnx_graph.by_size(models, program.sizes)
+    model = models[0] if len(models) == 1 else onnx_graph.by_size(models, program.sizes, program.layout)
     for graph in frames:
         onnx_graph.prepend(_write(graph, ("clip",)), model, program.preprocessing.crop)
     return model.SerializeToString()

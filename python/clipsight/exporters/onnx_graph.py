@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from ..layouts import OURS, shape_of
+
 THRESHOLDS = ("tau", "n_sigma")
 
 # ---- Several clip sizes in one file ---------------------------------------------------------------------------------
 
 
-def by_size(models: list, sizes):
+def by_size(models: list, sizes, layout: str = OURS):
     """One model that compares the clip's shape and runs the matching graph, as nested If nodes.
 
-        shape(clip)[2:] == sizes[0] ? graph 0 : (shape(clip)[2:] == sizes[1] ? graph 1 : ... : an error)
+        shape(clip)[1:] == shapes[0] ? graph 0 : (shape(clip)[1:] == shapes[1] ? graph 1 : ... : an error)
 
     A branch sees the initializers of the graph around it: all weights live there, equal ones once.
     """
@@ -21,7 +23,8 @@ def by_size(models: list, sizes):
 
     first, shared = models[0].graph, {}
     outputs = {o.name: o.type.tensor_type for o in first.output}
-    free = {"clip": ["N", first.input[0].type.tensor_type.shape.dim[1].dim_value, "T", "H", "W"]}
+    channels = first.input[0].type.tensor_type.shape.dim[layout.index("C")].dim_value
+    free = {"clip": shape_of("N", channels, "THW", layout)}
     inputs = [_value(i.name, i.type.tensor_type, free.get(i.name)) for i in first.input]
     branches = [_branch(model.graph, f"size{i}/", shared) for i, model in enumerate(models)]
     chain = _no_such_size(outputs, sizes)
@@ -30,7 +33,10 @@ def by_size(models: list, sizes):
         names = [at + name for name in outputs]
         values = [_value(at + name, type, [None] * len(type.shape.dim)) for name, type in outputs.items()]
         chain = helper.make_graph(
-            _choose(i, sizes[i], branches[i], chain, names), at.rstrip("/") or "clipsight", [], values
+            _choose(i, shape_of("N", channels, sizes[i], layout)[1:], branches[i], chain, names),
+            at.rstrip("/") or "clipsight",
+            [],
+            values,
         )
     chain.input.extend(inputs)
     chain.initializer.extend(shared.values())
@@ -45,13 +51,13 @@ def _branch(graph, prefix: str, shared: dict):
     return as_subgraph(graph, prefix, shared, {value.name: value.name for value in graph.input})
 
 
-def _choose(i: int, size, then, otherwise, names) -> list:
+def _choose(i: int, shape, then, otherwise, names) -> list:
     from onnx import TensorProto, helper
 
     at = f"choose{i}/"
     return [
-        helper.make_node("Shape", ["clip"], [at + "size"], start=2),
-        _constant(at + "expected", size),
+        helper.make_node("Shape", ["clip"], [at + "size"], start=1),
+        _constant(at + "expected", shape),
         helper.make_node("Equal", [at + "size", at + "expected"], [at + "equal"]),
         helper.make_node("Cast", [at + "equal"], [at + "equal_number"], to=TensorProto.INT64),
         helper.make_node("ReduceMin", [at + "equal_number"], [at + "all_number"], keepdims=0),

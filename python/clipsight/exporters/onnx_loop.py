@@ -19,7 +19,8 @@ from .check import ExportError
 
 DOMAIN, OP = "clipsight.onnx", "SumOfChunks"
 INPUTS = ("clip", "chosen", "alphas", "shares")
-LETTERS = {"clip": "N", "chosen": "NM", "alphas": "S", "shares": "S"}  # of their axes, as far as these may be free
+# Of their axes, as far as these may be free; of `chosen` the last ones.
+LETTERS = {"clip": "N", "chosen": "RNM", "alphas": "S", "shares": "S"}
 
 
 def translation_table() -> dict[Callable, Callable]:
@@ -47,7 +48,7 @@ def examples(chunks: Chunks, batch: int) -> tuple[tuple[torch.Tensor, ...], list
     example = {"N": batch, "M": 2, "S": max(chunks.chunk, 2)}
     tensors, axes = [], []
     for name, (shape, dtype) in zip(INPUTS, (*chunks.inputs, *steps), strict=True):
-        free = {i: LETTERS[name][i] for i, length in enumerate(shape) if not isinstance(length, int)}
+        free = {i: LETTERS[name][-len(shape) :][i] for i, length in enumerate(shape) if not isinstance(length, int)}
         lengths = [example[free[i]] if i in free else length for i, length in enumerate(shape)]
         tensors.append(torch.zeros(lengths, dtype=dtype, device=chunks.device))
         axes.append(free)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backward.chunks import Chunks, sums_apart
-from ..backward.places import CLIP
+from ..graph.places import CLIP
+from ..layouts import OURS, order, size_of
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
 from ..preprocessing import Preprocessing
 from .frames import Frames
@@ -61,7 +62,7 @@ class Program:
             noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
             clip = clip * (1 + nudge * noise.to(clip.device, clip.dtype))
         wanted = inputs.pop("explain", None)
-        size = tuple(clip.shape[2:])
+        size = size_of(clip.shape, self.layout)
         if self.alone:
             return _Alone(self.explained, size)(clip)
         if wanted is None or bool(wanted.any()):
@@ -71,11 +72,21 @@ class Program:
 
     @functools.cached_property
     def prepare(self) -> Frames | None:
-        return Frames(self.preprocessing, self.explained.input_dtype).eval() if self.frames else None
+        if not self.frames:
+            return None
+        channels = self.explained.channels
+        return Frames(self.preprocessing, self.explained.input_dtype, channels, self.layout).eval()
+
+    @property
+    def layout(self) -> str:
+        """The order of the axes of the network's clips."""
+        return self.explained.layout
 
     def sees(self, example: Tensor) -> tuple[int, ...]:
         """The clip size of an example of the first input."""
-        return (example.shape[1], *self.preprocessing.crop) if self.frames else tuple(example.shape[2:])
+        if self.frames:
+            return (example.shape[1], *self.preprocessing.crop)
+        return size_of(example.shape, self.layout)
 
     def whole(self, size) -> nn.Module:
         """One size, from the file's own first input on: `forward` takes the frames, then as `module`."""
@@ -87,7 +98,7 @@ class Program:
 
     def seen(self, size) -> int:
         """How many tensors the network hands on to the heads, the logits included."""
-        return 3 + len(self.explained.at(size, plugin=self.plugin).attached.nodes)
+        return len(self.explained.at(size, plugin=self.plugin).attached.names)
 
     @functools.cached_property
     def sensitive(self) -> frozenset[str]:
@@ -152,8 +163,9 @@ class Program:
 
     def clip_input(self) -> ClipInput:
         if self.frames:
-            return ClipInput(self.sizes, "uint8", self.explained.channels, "frames", "NTHWC")
-        return ClipInput(self.sizes, name_of(self.explained.input_dtype), self.explained.channels)
+            return ClipInput(self.sizes, "uint8", 3, "frames", "NTHWC")
+        dtype, channels = name_of(self.explained.input_dtype), self.explained.channels
+        return ClipInput(self.sizes, dtype, channels, layout=self.layout)
 
     def classes_port(self) -> ClassesInput | None:
         return ClassesInput(self.explained.num_classes) if self.classes_input else None
@@ -258,20 +270,21 @@ def random_inputs(program: Program, size, batch: int, seed: int) -> dict[str, Te
     generator = torch.Generator().manual_seed(seed)
     like = next((p for p in explained.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def blobs(size):
+    def blobs(size, channels):
         coarse = [max(2, s // k) for s, k in zip(size, (4, 16, 16), strict=True)]
-        coarse, fine = (torch.randn(batch, explained.channels, *s, generator=generator) for s in (coarse, size))
+        coarse, fine = (torch.randn(batch, channels, *s, generator=generator) for s in (coarse, size))
         return F.interpolate(coarse, size, mode="trilinear") + 0.3 * fine
 
     inputs, p = {}, program.preprocessing
     if program.frames:
-        frames = (torch.sigmoid(blobs((size[0], *_source(p, seed)))) * 255).to(torch.uint8)
+        frames = (torch.sigmoid(blobs((size[0], *_source(p, seed)), 3)) * 255).to(torch.uint8)
         inputs["frames"] = frames.permute(0, 2, 3, 4, 1).contiguous().to(like.device)
     else:
-        clip = blobs(size)
-        if p is not None:
-            mean, std = (torch.tensor(v).view(3, 1, 1, 1)[: explained.channels] for v in (p.mean, p.std))
+        clip = blobs(size, explained.channels)
+        if p is not None and explained.channels in (1, 3):
+            mean, std = (torch.tensor(v).view(-1, 1, 1, 1)[: explained.channels] for v in (p.mean, p.std))
             clip = (torch.sigmoid(clip) * 255 * p.scale - mean) / std
+        clip = clip.permute(order(OURS, program.layout)).contiguous()
         inputs["clip"] = clip.to(like.device, explained.input_dtype)
     if program.classes_input:
         count = min(batch, explained.num_classes)  # the number of classes differs between checks as the batch does

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..layouts import in_words, shape_of
 from ..manifest import Manifest
 from ..manifest_text import EXTRA_FILE
 from .check import ExportError
@@ -94,13 +95,13 @@ def _forward(program: Program) -> str:
     arguments = ", ".join(f"{name}: Tensor" for name in program.input_names)
     others = "".join(f", {name}" for name in program.module_names[1:])
     channels, outputs = program.explained.channels, program.outputs
-    allowed = " or ".join(f"[N, {', '.join(map(str, (channels, *size)))}]" for size in program.sizes)
+    allowed = " or ".join(in_words(channels, size, program.layout) for size in program.sizes)
     lines = [f"def forward(self, {arguments}) -> Tuple[{', '.join(['Tensor'] * len(outputs))}]:"]
     if program.prepare is not None:
         lines += ["    clip = self.prepare(frames)"]
     lines += ["    size = clip.shape[1:]"]
     for i, size in enumerate(program.sizes):
-        lines += [f"    if size == {[channels, *size]}:"]
+        lines += [f"    if size == {list(shape_of('N', channels, size, program.layout)[1:])}:"]
         if not program.optional:
             lines += [f"        return self.size{i}(clip{others})"]
             continue

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..backward.places import Place
-from ..backward.walk import Backward, Rules, one_hot
+from ..backward.walk import Backward, Rules
 from ..convolutions import Route
+from ..graph.places import Place
 from ..preprocessing import Preprocessing
 from ..pyramid import Layer
+from ..scores import Score
 from .relevance import Cam, Volume
+
+if TYPE_CHECKING:
+    from ..attach import Attached
 
 BORDER = 1e-4  # share of its range within which rounding may turn the gate of a feature pyramid, in float32
 
@@ -26,80 +29,81 @@ class Evidence:
     """What one forward pass of the network leaves for the heads.
 
     Attributes:
-        features: `[N, C, t, h, w]`, the input of the global pooling.
-        rows: `[M, C]` or `[N, M, C]`, float32: the classifier's weights of the explained classes.
-        weight: `[K, C]`, float32: those of all classes.
+        logits: `[N, K]`, or with steps as the target's layout says.
+        chosen: int64 `[M]` or `[N, M]`, the explained classes, or `[R, N, M]`: those of each term of the scores.
+        score: what is explained of them.
         size: `(T, H, W)` of the clip.
         ops: `clipsight.ops` (fused kernels) or `clipsight.reference` (plain torch); both have the same functions.
+        attached: what was found in the network.
+        network: the captured network.
+        features: `[N, C, t, h, w]`, what the class rows speak about, where a head asked for it.
+        weight: `[K, C]`, float32: the rows of all classes.
+        rows: `[M, C]` or `[N, M, C]`, float32: those of the explained scores.
+        taps: the tensors that layers of the route read, `[N, C, t, h, w]` or `[N, C]`, by the route's tensor number.
+        tensors: those of the forward pass that the walks back need, by number.
+        parameters: the network's parameters, by name.
+        again: the network on other clips `[N', 3, T, H, W]`: (logits, tensors).
         tau: float32 `[N]`, in place of the heads' thresholds (never NaN), or `None`.
         n_sigma: float32 `[N]`, in place of the heads' n_sigma, or `None`.
-        computed: results that several heads share, by head.
-        route: the convolutions in front of the features, where a head asked for them.
-        taps: the tensors that these read, `[N, C, t, h, w]` or `[N, C]`, by the route's tensor number.
-        parameters: the network's parameters, by name.
-        logits: `[N, K]`.
-        chosen: int64 `[M]` or `[N, M]`, the explained classes.
-        backward: the walks back from the logits, where a head asked for some.
-        tensors: those of the forward pass that the walks need, by number.
-        again: the network on other clips `[N', 3, T, H, W]`: (logits, tensors).
-        network: whose weights that reads.
-        linear: the features are averaged and weighted to give the logits, with nothing in between.
-        tokens: `(t, h, w)` of the places where the features are the tokens of a transformer.
         decisions: outputs by name, of another run of the same graph on the same clips: where a gate hangs on rounding,
             that is within `border` of the range, this run decides as that one did.
+        computed: results that several heads share, by head.
     """
 
-    features: Tensor
-    rows: Tensor
-    weight: Tensor
+    logits: Tensor
+    chosen: Tensor
+    score: Score
     size: tuple[int, int, int]
     ops: ModuleType
+    attached: Attached
+    network: nn.Module
+    features: Tensor | None = None
+    weight: Tensor | None = None
+    rows: Tensor | None = None
+    taps: dict[int, Tensor] = field(default_factory=dict)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    parameters: Callable[[str], Tensor] | None = None
+    again: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]] | None = None
     tau: Tensor | None = None
     n_sigma: Tensor | None = None
-    computed: dict[Any, Any] = field(default_factory=dict)
-    route: Route | None = None
-    taps: dict[int, Tensor] = field(default_factory=dict)
-    parameters: Callable[[str], Tensor] | None = None
-    logits: Tensor | None = None
-    chosen: Tensor | None = None
-    backward: Backward | None = None
-    tensors: dict[int, Tensor] = field(default_factory=dict)
-    again: Callable[[Tensor], tuple[Tensor, dict[int, Tensor]]] | None = None
-    network: nn.Module | None = None
-    linear: bool = False
-    tokens: Mapping[Place, tuple[int, int, int]] = field(default_factory=dict)
     decisions: dict[str, Tensor] | None = None
     border: float = BORDER
+    computed: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def route(self) -> Route:
+        return self.attached.route
+
+    @property
+    def linear(self) -> bool:
+        """The features are averaged and weighted to give the logits, with nothing in between."""
+        return self.attached.linear
 
     def look_at(self, place: Place) -> Tensor:
         """The tensor of the forward pass there, `[N, C, t, h, w]`."""
-        return as_grid(self.tensors[self.backward.stops[place]], self.logits.shape[0], self.tokens.get(place))
+        return self.attached.spots[place].grid.of(self.tensors[self.attached.backward.stops[place]])
 
     def seed(self, score: str = "logit") -> Tensor:
-        """`[M, N, K]`: the derivative of each explained class's `"logit"` or `"softmax"` probability by the logits."""
-        batch, classes = self.logits.shape
-        chosen = self.chosen.unsqueeze(1).expand(-1, batch) if self.chosen.dim() == 1 else self.chosen.transpose(0, 1)
-        hot = one_hot(chosen, classes, torch.promote_types(self.logits.dtype, torch.float32))
-        if score == "logit":
-            return hot
-        probability = torch.softmax(self.logits.to(hot.dtype), 1)
-        return (hot * probability).sum(2, keepdim=True) * (hot - probability)
+        """The derivative of each explained score by the logits, `[M, N, K]`: of sums of `"logit"` or of `"softmax"`."""
+        return self.score.seed(self.logits, self.chosen, score)
 
     def arrived(self, rules: Rules, place: Place, score: str = "logit") -> Tensor:
         """What the rules bring from the classes there, `[N, M, C, t, h, w]`; one walk serves all heads that want it."""
+        backward = self.attached.backward
         if (rules, score) not in self.computed:
             seed = self.seed(score)
-            self.computed[rules, score] = self.backward.run(rules, seed, self.tensors, self.parameters)
-        g = self.computed[rules, score][self.backward.stops[place]]  # [M, B, ...]
-        grid = as_grid(g.flatten(0, 1), g.shape[0] * self.logits.shape[0], self.tokens.get(place))
+            self.computed[rules, score] = backward.run(rules, seed, self.tensors, self.parameters)
+        g = self.computed[rules, score][backward.stops[place]]  # [M, B, ...]
+        grid = self.attached.spots[place].grid.of(g, leading=1).transpose(0, 1)
         # Gates stop a NaN on its way back; where the logits are not finite, nothing is explained.
-        nan = (self.logits - self.logits).sum(1).to(grid.dtype)
-        return grid.unflatten(0, (g.shape[0], -1)).transpose(0, 1) + nan.view(-1, 1, 1, 1, 1, 1)
+        nan = (self.logits - self.logits).flatten(1).sum(1).to(grid.dtype)
+        return grid + nan.view(-1, 1, 1, 1, 1, 1)
 
     def at(self, clip: Tensor, chosen: Tensor, copies: int) -> Evidence:
-        """Some classes `[M]` or `[N, M]` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
+        """Classes as in `chosen` on clips `[copies * N, 3, T, H, W]`, for the walks back alone."""
         logits, tensors = self.again(clip)
-        chosen = chosen if chosen.dim() == 1 else chosen.repeat(copies, 1)
+        if chosen.dim() > 1:
+            chosen = chosen.repeat(*[1] * (chosen.dim() - 2), copies, 1)
         return replace(self, logits=logits, tensors=tensors, chosen=chosen, computed={})
 
     def read_by(self, layer: str) -> Tensor:
@@ -197,22 +201,6 @@ class Head:
     def describe(self) -> dict[str, Any]:
         """Name and all options, JSON-able."""
         return {"method": self.name, **asdict(self)}  # type: ignore[call-overload]
-
-
-def as_grid(features: Tensor, batch: int, tokens: tuple[int, int, int] | None = None) -> Tensor:
-    """Features of any network as `[N, C, t, h, w]`.
-
-    Those of a 2-D network are `[N*T, C, h, w]`, those without extent `[N, C]`, and a transformer's are tokens
-    `[N, (1 +) t*h*w, C]`, whose class token has no place in the grid.
-    """
-    if features.dim() == 5:
-        return features
-    if features.dim() == 3:
-        grid = features[:, features.shape[1] - math.prod(tokens) :]
-        return grid.transpose(1, 2).unflatten(2, tokens)
-    if features.dim() == 2:  # what a fully connected classifier reads
-        return features[:, :, None, None, None]
-    return features.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def per_frame(tube: Tensor) -> Tensor:

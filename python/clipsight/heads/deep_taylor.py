@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..backward.places import CLIP, Place
 from ..backward.relevance import DeepTaylorRules, EpsilonRules
 from ..backward.walk import Rules
+from ..graph.places import CLIP, Place
 from ..preprocessing import Preprocessing
 from .base import Evidence, check_choice
 from .pixels import PixelHead

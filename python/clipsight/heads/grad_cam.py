@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..backward.gradient import Gradient
-from ..backward.places import Place
 from ..backward.walk import Rules
+from ..graph.places import Place
 from .base import EXTRAS, Evidence, check_choice, check_map_options
 from .cam_head import CamHead
 from .relevance import Cam

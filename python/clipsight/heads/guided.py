@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backward.gradient import Guided
-from ..backward.places import CLIP, Place
 from ..backward.walk import Rules
+from ..graph.places import CLIP, Place
 from .base import Evidence, check_choice
 from .grad_cam import GradCAM
 from .pixels import PixelHead

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..backward.chunks import sum_in_chunks
 from ..backward.gradient import Gradient
-from ..backward.places import CLIP, Place
 from ..backward.walk import Rules
+from ..graph.places import CLIP, Place
 from .base import Evidence
 from .pixels import PixelHead
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..backward.places import CLIP, Place
+from ..graph.places import CLIP, Place
 from .base import EXTRAS, Evidence, Head, check_choice, check_map_options
 from .relevance import Volume
 

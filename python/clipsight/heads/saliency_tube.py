@@ -84,7 +84,7 @@ class SaliencyTube(CamHead):
     def relevance(self, evidence: Evidence) -> dict[str, Cam]:
         return {
             "": Cam(
-                features=evidence.features,
+                features=self._features(evidence),
                 weight=self.rows(evidence),
                 size=evidence.size if isinstance(self.size, str) else self.size,
                 threshold=self._threshold(evidence),
@@ -94,6 +94,13 @@ class SaliencyTube(CamHead):
                 dtype=self.dtype,
             )
         }
+
+    def _features(self, evidence: Evidence) -> Tensor:
+        """Places that no class score looks at, such as frames that a network leaves out, have no part in the sum."""
+        found = evidence.attached.features
+        if not evidence.linear or found.seen is None:
+            return evidence.features
+        return evidence.features * found.seen.to(evidence.features)
 
     def _threshold(self, evidence: Evidence) -> float | None:
         """What is left to the op: nothing where the rows' weights went through a gate already, or there is none."""

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..backward.places import Place
 from ..backward.walk import Rules
+from ..graph.places import Place
 from ..preprocessing import Preprocessing
 from ..pyramid import Layer
 from .base import Evidence, Head, check_choice

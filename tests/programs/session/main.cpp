@@ -202,6 +202,27 @@ int optional(const char* file) {
   return 0;
 }
 
+/// The classes of the logits 0, -1, 2, ... as the file reads them, then without a file, then by each probability.
+int top(const char* file) {
+  const Session session = open(file);
+  std::vector<float> logits;
+  for (int64_t i = 0; i < session.manifest().num_classes; ++i) logits.push_back(i % 2 ? -float(i) : float(i));
+  const TensorView view(logits.data(), DType::float32, {1, session.manifest().num_classes});
+  const auto print = [](const std::vector<TopClass>& classes) {
+    for (const TopClass& each : classes) {
+      std::printf("%ld:%.7g:%s ", static_cast<long>(each.index), each.probability, each.label.c_str());
+    }
+    std::printf("\n");
+  };
+  std::printf("%d\n", static_cast<int>(session.probability()));
+  print(session.top_classes(view, 3));
+  print(top_classes(view, 3));
+  for (const auto p : {Probability::softmax, Probability::sigmoid, Probability::none}) {
+    print(top_classes(view, 3, {}, 0, p));
+  }
+  return 0;
+}
+
 int allocations(const char* file, int runs) {
   const Session session = open(file);
   const std::vector<float> clip = random_clip(session.manifest(), 2, 1);
@@ -234,6 +255,7 @@ int main(int argc, char** argv) {
     if (mode == "inputs") return wrong_inputs(argv[2]);
     if (mode == "threads") return threads(argv[2]);
     if (mode == "optional") return optional(argv[2]);
+    if (mode == "top") return top(argv[2]);
     if (mode == "allocations") return allocations(argv[2], argc > 3 ? std::atoi(argv[3]) : 0);
   } catch (const Error& error) {
     std::printf("%s\n", error.what());

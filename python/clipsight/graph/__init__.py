@@ -1,0 +1,1 @@
+"""The network's dataflow as one typed view, the table of its ops, and what follows from both."""
