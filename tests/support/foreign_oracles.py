@@ -6,6 +6,7 @@ Nothing here reads a captured graph. All is of float64 and takes `clip [N, C, T,
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+import clipsight
 import foreign_networks
 from clipsight.heads import DeepTaylor, FeaturePyramid, GradCAM, GuidedBackprop, IntegratedGradients, SaliencyTube
 from clipsight.models import Adapter
+from gradient_networks import off
 from networks import seeded
 
 STEPS, THETA = 3, 0.6
@@ -29,6 +32,7 @@ class Known:
     Attributes:
         facts: `foreign_networks.Foreign`.
         network: that of the package.
+        plain: the same without the softmax at its end, where it has one.
         given: what `explain` gets.
         clip: `[2, C, T, H, W]`.
         classes: int64 `[2]`.
@@ -45,6 +49,10 @@ class Known:
         if not facts.trained:
             seeded(lambda: _settle(network, lambda: self._call(network, self.clip.float())))
         self.network = network.to(dtype).requires_grad_(False)
+        self.plain = network
+        if facts.ending is not None:
+            self.plain = copy.deepcopy(network)
+            self.plain.set_submodule(facts.ending, nn.Identity())
         self.given = network if facts.call is None else Adapter(network, facts.call).eval()
         count = self.logits(self.clip).shape[1]
         self.classes = torch.tensor([2, 4]) if count > 4 else torch.tensor([0, count - 1])
@@ -55,12 +63,7 @@ class Known:
 
     def logits(self, clip: Tensor) -> Tensor:
         """`[N, K]`, in front of the softmax that some networks end in."""
-        if self.facts.logits is None:
-            return self.own(clip)
-        with self.watched(self.facts.logits, output=True) as seen:
-            self.own(clip)
-        assert seen[0].numel() == len(clip) * seen[0].shape[-1]  # over one place: nothing is averaged behind it
-        return seen[0].flatten(1)
+        return self._call(self.plain, clip)
 
     def _call(self, network: nn.Module, clip: Tensor) -> Tensor:
         if self.facts.images:
@@ -77,7 +80,7 @@ class Known:
             value = result if output else inputs[0]
             seen.append(value[0] if isinstance(value, tuple) else value)
 
-        module = self.network.get_submodule(path)
+        module = self.plain.get_submodule(path)
         handle = module.register_forward_hook(hook) if output else module.register_forward_pre_hook(hook)
         try:
             yield seen
@@ -157,7 +160,7 @@ def grad_cam(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
 
 def _gradient(known: Known, clip: Tensor, classes: Tensor, path: str, output: bool) -> tuple[Tensor, Tensor]:
     """A layer's grid, and the gradient of the classes' logits there."""
-    with torch.enable_grad(), known.watched(path, output) as seen:
+    with torch.enable_grad(), _ReLUs(_kept_input), known.watched(path, output) as seen:
         leaf = clip.clone().requires_grad_()
         score = _score(known, leaf, classes)
     (gradient,) = torch.autograd.grad(score, seen[0])
@@ -174,26 +177,35 @@ def integrated_gradients(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
     total = torch.zeros_like(clip)
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
         leaf = (float(place) * clip).requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), _ReLUs(_kept_input):
             total += float(weight) * torch.autograd.grad(_score(known, leaf, classes), leaf)[0]
     return total * clip
 
 
 def guided_backprop(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
     """`[N, C, T, H, W]`, by another derivative of torch's own ReLUs; every other activation has its derivative."""
-    with torch.enable_grad(), _Guided():
+    with torch.enable_grad(), _ReLUs(_GuidedReLU.apply):
         leaf = clip.clone().requires_grad_()
         score = _score(known, leaf, classes)
     return torch.autograd.grad(score, leaf)[0]
 
 
-class _Guided(TorchFunctionMode):
+class _ReLUs(TorchFunctionMode):
+    """Another function in place of every ReLU that torch runs, functional or in place."""
+
     RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, Tensor.relu, Tensor.relu_)
 
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.RELUS:
-            return _GuidedReLU.apply(args[0])
-        return function(*args, **(kwargs or {}))
+        return self.function(args[0]) if function in self.RELUS else function(*args, **(kwargs or {}))
+
+
+def _kept_input(x: Tensor) -> Tensor:
+    """A ReLU whose derivative survives that a network adds to its result in place, as TransNet V2 does."""
+    return torch.where(x > 0, x, 0.0)
 
 
 class _GuidedReLU(torch.autograd.Function):
@@ -211,7 +223,7 @@ class _GuidedReLU(torch.autograd.Function):
 def selected(known: Known, clip: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """The masks of a pyramid's two first steps, `[N, C]`: of the grid, and of what the last convolution reads."""
     with torch.no_grad(), known.watched(known.facts.grid) as grids:
-        known.own(clip)
+        known.logits(clip)
     pooled = known.grid(grids[0]).mean((2, 3, 4))
     _, gradient = _gradient(known, clip, classes, known.facts.grid, output=False)
     masks = {"grid": _kept(pooled * gradient.sum((2, 3, 4)))}
@@ -219,7 +231,7 @@ def selected(known: Known, clip: Tensor, classes: Tensor) -> dict[str, Tensor]:
         convolution = known.network.get_submodule(known.facts.last)
         assert convolution.groups == 1
         with torch.no_grad(), known.watched(known.facts.last) as read:
-            known.own(clip)
+            known.logits(clip)
         means = convolution.weight.flatten(2).mean(2)  # [kernels, channels]
         scores = known.grid(read[0]).mean((2, 3, 4)).unsqueeze(1) * means
         masks["last"] = (_kept(scores) & masks["grid"].unsqueeze(-1)).any(1)
@@ -233,4 +245,51 @@ def _kept(scores: Tensor) -> Tensor:
     return share >= THETA
 
 
-MAPS = {f.__name__: f for f in (saliency_tube, grad_cam, guided_backprop, integrated_gradients)}
+def deep_taylor(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
+    """`[N, C, T, H, W]`, by zennit."""
+    import gradient_oracles
+
+    low, high = ((bound,) * clip.shape[1] for bound in (known.facts.low, known.facts.high))
+    return gradient_oracles.deep_taylor(known.plain, clip, classes, low, high)
+
+
+MAPS = {f.__name__: f for f in (saliency_tube, grad_cam, guided_backprop, integrated_gradients, deep_taylor)}
+
+
+# ---- The comparison -------------------------------------------------------------------------------------------------
+
+
+def compare(known: Known, bound: float, zennit: bool) -> None:
+    """Everything that a network's heads say, together, of two clips and of one.
+
+    Args:
+        bound: of the largest difference, in parts of the largest value.
+        zennit: compare deep Taylor decomposition with it, where it can.
+    """
+    facts, clip, classes = known.facts, known.clip, known.classes
+    chosen = {method: heads(known)[method] for method in facts.heads}
+    explained = clipsight.explain(known.given, list(chosen.values()), clip[:1], classes="input", **facts.options)
+    with torch.inference_mode():
+        results = dict(zip(explained.output_names, explained(clip, classes[:, None]), strict=True))
+        single = dict(zip(explained.output_names, explained(clip[:1], classes[:1, None]), strict=True))
+
+    logits = results["logits"] if facts.ending is None else results["logits"].softmax(1)
+    assert off(logits, known.own(clip)) < bound
+    for output, result in results.items():
+        assert not result[:1].any() or off(single[output], result[:1]) < bound, output
+    for method in set(chosen) & set(MAPS):
+        if method == "deep_taylor" and not (zennit and facts.zennit):
+            sums = results[method].sum((1, 2, 3, 4))
+            assert ((sums > 0) & (sums < 1 + 1e-6)).all()
+            continue
+        expected = MAPS[method](known, clip, classes)
+        assert off(results[method], expected) < bound, method
+        if classes[0] != classes[1]:  # another class has another map
+            assert off(MAPS[method](known, clip, classes.flip(0)), expected) > 1e3 * bound, method
+    if "feature_pyramid" in chosen:
+        masks = selected(known, clip, classes)
+        grid, *deeper = (layer["name"] for layer in explained.describe()["methods"][-1]["layers"])
+        assert torch.equal(results[f"{grid}.mask"][:, 0], masks["grid"])
+        if facts.last is not None:
+            assert facts.last in deeper
+            assert torch.equal(results[f"{facts.last}.mask"][:, 0], masks["last"])
