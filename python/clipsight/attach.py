@@ -38,7 +38,7 @@ class Attached:
     """What `attach` found, and which of the rewired graph's outputs is what.
 
     Attributes:
-        logits: the network's output that is explained; with several heads the first of them.
+        heads: the network's outputs that are explained, one or, with a target's heads, several.
         names: of the outputs, in order: `"logits"`, `"features"` and `"rows"` where there are some, and the nodes of
             the tensors that routes and walks look at.
         features: the grid of a Saliency Tube, or `None`.
@@ -50,7 +50,7 @@ class Attached:
         head_classes: number of classes of each of the target's heads, whose logits stand side by side.
     """
 
-    logits: Logits
+    heads: tuple[Logits, ...]
     names: tuple[str | Node, ...]
     features: Features | None = None
     read: Grid | None = None
@@ -59,6 +59,10 @@ class Attached:
     spots: Mapping[Place, Spot] = field(default_factory=dict)
     linear: bool = False
     head_classes: tuple[int, ...] = ()
+
+    @property
+    def logits(self) -> Logits:
+        return self.heads[0]
 
     @property
     def ending(self) -> str | None:
@@ -127,7 +131,7 @@ def attach(
         node: node for node in (*(route.nodes if route else ()), *(backward.nodes.values() if backward else ()))
     }
     attached = Attached(
-        logits=logits,
+        heads=chosen,
         names=tuple(outputs),
         features=found,
         read=None if source is None else source.grid,
@@ -150,12 +154,8 @@ def _rank(target: Target) -> int:
     return len(target.layout or "NK")
 
 
-def _class_axis(target: Target) -> int:
-    return 2 if target.layout == "NTK" else 1
-
-
 def _classes(logits: Node, target: Target) -> int:
-    return int(logits.meta["val"].shape[_class_axis(target)])
+    return int(logits.meta["val"].shape[target.class_axis])
 
 
 def _scores(graph: Graph, chosen: Sequence[Logits], target: Target) -> tuple[Node, Node]:
@@ -171,7 +171,7 @@ def _scores(graph: Graph, chosen: Sequence[Logits], target: Target) -> tuple[Nod
     if len({logits.ends_in for logits in chosen}) > 1:
         raise AttachError(f"explain: target.heads must end alike, got {[x.ends_in or 'logits' for x in chosen]}")
     with graph.inserting_before(next(iter(reversed(graph.nodes)))):
-        scores = nodes[0] if len(nodes) == 1 else _call(graph, aten.cat.default, nodes, _class_axis(target))
+        scores = nodes[0] if len(nodes) == 1 else _call(graph, aten.cat.default, nodes, target.class_axis)
         if target.steps is None:
             return scores, scores
         by_class = scores

@@ -66,7 +66,7 @@ def first_line(error: BaseException) -> str:
     lines = [line for line in lines if line and not _SAYS_NOTHING.match(line)]
     if "TorchScript" in text or "builtins." in text:  # says at the end what happened
         lines.reverse()
-    line = printable(STACK.split(lines[0])[0]) if lines else ""
+    line = printable(STACK.split(lines[0])[0]).rstrip(".;") if lines else ""
     line = line if len(line) <= LONGEST_LINE else line[: LONGEST_LINE - 3] + "..."
     if line and (isinstance(error, _WORDS_ALONE) or line.startswith("[")):
         return line

@@ -194,23 +194,40 @@ class ExplainedModel(nn.Module):
         return _LogitsOnly(self.at(size, plugin=False))
 
     def given_logits(self, clip: Tensor) -> Tensor:
-        """The logits `[N, K]` of the network as `explain` was given it: its own code, no captured graph.
+        """What the network says of a clip as `explain` was given it: its own code, no captured graph.
 
-        An image classifier sees each frame in a call of its own. The clip `[N, 3, T, H, W]` is copied: code in place
-        may change it.
+        An image classifier sees each frame in a call of its own. The clip is copied: code in place may change it.
+
+        Returns:
+            To be compared with `as_given` of the logits.
         """
-        output = self._graph(size_of(clip.shape, self.layout))[1].logits.output
+        heads = self._graph(size_of(clip.shape, self.layout))[1].heads
 
-        def logits_of(network: nn.Module, images: Tensor) -> Tensor:
-            return torch.utils._pytree.tree_leaves(network(images))[output]
+        def said(network: nn.Module, images: Tensor) -> Tensor:
+            leaves = torch.utils._pytree.tree_leaves(network(images))
+            found = [leaves[head.output] for head in heads]
+            found = [logits.unsqueeze(1) if logits.dim() == 1 else logits for logits in found]
+            return found[0] if len(found) == 1 else torch.cat(found, self.target.class_axis)
 
         inside = channels_first(clip, self.layout).to(dtype=self._like["dtype"], copy=True)
         with torch.no_grad():
             if isinstance(self.model, FrameByFrame):
-                logits = torch.stack([logits_of(self.model, frame) for frame in inside.split(1, 2)]).mean(0)
+                logits = torch.stack([said(self.model, frame) for frame in inside.split(1, 2)]).mean(0)
             else:
-                logits = logits_of(self.model, inside)
+                logits = said(self.model, inside)
         return logits.to(clip.dtype)
+
+    def as_given(self, logits: Tensor) -> Tensor:
+        """Logits with the softmax or sigmoid that the network ends in, and that the explained model leaves out."""
+        attached, axis = self._graph(self.size)[1], self.target.class_axis
+        ends_in = attached.logits.ends_in
+        if ends_in is None:
+            return logits
+        if ends_in == "sigmoid":
+            return logits.sigmoid()
+        function = torch.softmax if ends_in == "softmax" else torch.log_softmax
+        parts = logits.split(attached.head_classes or logits.shape[axis], axis)
+        return torch.cat([function(part, axis) for part in parts], axis)
 
     @property
     def input_dtype(self) -> torch.dtype:

@@ -27,7 +27,7 @@ _OPS = re.compile(
     re.MULTILINE,
 )
 _OF_OURS = re.compile(r"[A-Za-z_]\w*: ")
-_DEPENDS_ON_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
+DEPENDS_ON_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 _LIBRARIES = re.compile(r"[/\\](?:site|dist)-packages[/\\]|[/\\]lib[/\\]python3|^<")
 
 
@@ -62,9 +62,14 @@ def op_in(error: BaseException) -> str:
     link: BaseException | None = error
     while link is not None:
         if found := _OPS.search(COLORS.sub("", str(link)[: 2 * LONGEST])):
-            return next(filter(None, found.groups())).replace("::", ".").removesuffix(".default")
+            return ".".join(next(filter(None, found.groups())).replace("::", ".").split(".")[:2])
         link = link.__cause__
     return ""
+
+
+def depends_on_values(error: BaseException) -> bool:
+    """Whether a tracer met code that does one thing or another according to the values of a tensor."""
+    return type(error).__name__ in DEPENDS_ON_VALUES or "data-dependent" in str(error)[:LONGEST]
 
 
 def not_captured(network: nn.Module, shape: Sequence[int], like: dict, error: Exception) -> str:
@@ -74,13 +79,13 @@ def not_captured(network: nn.Module, shape: Sequence[int], like: dict, error: Ex
         network: in whose forward pass the error was raised.
         shape, like: of the clip, as for `capture`.
     """
-    kind, text = type(error).__name__, str(error)
+    text = str(error)
     what = (
         f"torch.export could not capture {type(network).__name__} on a clip of shape [N, {', '.join(map(str, shape))}]"
     )
     where = ", ".join(filter(None, (module_running(error, network), line_running(error))))
     what = f"{what}, at {where}" if where else what
-    if kind in _DEPENDS_ON_VALUES or "data-dependent" in text:
+    if depends_on_values(error):
         return (
             f"{what}: what it computes depends on the values of the clip (`if` on a tensor, `.item()`, `float(x)`, "
             "a number of found voxels), which no graph holds; write that with tensor ops, such as torch.where"

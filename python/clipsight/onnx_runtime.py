@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .errors import first_line
 from .libraries import get_library_path
 from .manifest import LoadError, read_manifest
 
@@ -58,7 +59,7 @@ def onnx_session(
             raise LoadError(
                 f"onnx_session: '{path}' has ops of clipsight, whose library must be registered. {missing}"
             ) from error
-        raise LoadError(f"onnx_session: ONNX Runtime could not read '{path}': {error}") from error
+        raise LoadError(f"onnx_session: ONNX Runtime could not read '{path}': {first_line(error)}") from error
 
 
 def session_options(path: str | os.PathLike) -> onnxruntime.SessionOptions:
@@ -88,5 +89,5 @@ def _register(options) -> str | None:
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:
-        raise LoadError(f"onnx_session: ONNX Runtime could not load '{library}': {error}") from error
+        raise LoadError(f"onnx_session: ONNX Runtime could not load '{library}': {first_line(error)}") from error
     return None

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from . import __version__
+from .errors import first_line
 from .layouts import in_words, size_of
 from .manifest import FORMATS, LoadError, Manifest, OptionInput, check_kind, read_manifest
 from .onnx_runtime import onnx_session, session_options
@@ -97,7 +98,9 @@ class Loaded:
         try:
             return self._run(*inputs)
         except Exception as error:  # of a runtime, whose exceptions have no common base
-            raise LoadError(f"load: the file must run on inputs that fit its manifest, got: {error}") from error
+            raise LoadError(
+                f"load: the file must run on inputs that fit its manifest, got: {first_line(error)}"
+            ) from error
 
     def _check_clip(self, clip) -> None:
         want = self.manifest.input
@@ -163,7 +166,7 @@ class _TorchScript:
             with quiet():
                 return self.torch.jit.load(str(path), map_location=self.device).eval()
         except Exception as error:  # of damaged text it is a UnicodeDecodeError
-            raise LoadError(f"load: torch.jit.load could not read '{path}': {error}") from error
+            raise LoadError(f"load: torch.jit.load could not read '{path}': {first_line(error)}") from error
 
     def __call__(self, *inputs) -> tuple:
         torch = self.torch
@@ -215,7 +218,7 @@ class _Onnx:
             try:
                 self.session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
             except Exception as error:  # ONNX Runtime's own exception types have no common base
-                raise LoadError(f"load: ONNX Runtime could not read '{path}': {error}") from error
+                raise LoadError(f"load: ONNX Runtime could not read '{path}': {first_line(error)}") from error
         if device != "cpu" and self.session.get_providers()[0] != "CUDAExecutionProvider":
             raise LoadError(
                 f"load: device must be one that works here, got {device!r}: ONNX Runtime could not start CUDA"

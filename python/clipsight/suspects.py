@@ -22,7 +22,7 @@ _LAST_AXIS = ("sort", "topk")
 
 
 def not_finite(network: nn.Module) -> str:
-    """The name of the first parameter, or buffer, that is not finite, as "'body.0.weight' (NaN)"; "" where all are.
+    """The first parameter, or buffer, that is not finite, as "'body.0.weight' holds NaN"; "" where all are.
 
     Infinity is a value that masks have, so of buffers only NaN counts.
     """
@@ -32,7 +32,7 @@ def not_finite(network: nn.Module) -> str:
     ):
         for name, tensor in tensors:
             if tensor.is_floating_point() and bool(bad(tensor).any()):
-                return f"'{name}' ({'NaN' if bool(tensor.isnan().any()) else 'infinite'})"
+                return f"'{name}' holds {'NaN' if bool(tensor.isnan().any()) else 'infinity'}"
     return ""
 
 

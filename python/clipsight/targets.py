@@ -72,6 +72,11 @@ class Target:
         need(self.layout != "NT" or (self.against is None and not self.heads), "layout", "one with several classes")
         need(self.probability in (None, *PROBABILITIES), "probability", f"one of {list(PROBABILITIES)}")
 
+    @property
+    def class_axis(self) -> int:
+        """Of the logits."""
+        return 2 if self.layout == "NTK" else 1
+
     def describe(self) -> dict[str, Any]:
         """The options that are set, without the probability, which stands by itself; JSON-able."""
         options = {"against": self.against, "steps": self.steps, "layout": self.layout, "heads": list(self.heads)}

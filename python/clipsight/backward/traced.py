@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ..dataflow import AttachError, follow_sizes, free_batch, op_of, where
+from ..errors import first_line
 from . import adjoints
 
 aten = torch.ops.aten
@@ -96,7 +97,7 @@ def record(graph: Graph, logits: Node, stop: Node, numbers: Mapping[Node, int]) 
             module = make_fx(gradient, decomposition_table=table)(*inputs)
     except Exception as error:
         raise AttachError(
-            f"explain: the logits must have a derivative by '{op_of(stop)}' {where(stop)}, got {error}"
+            f"explain: the logits must have a derivative by '{op_of(stop)}' {where(stop)}, got {first_line(error)}"
         ) from error
     if inputs[0].shape[0].node.expr.is_number:
         raise AttachError(

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from .. import __version__, runtime
+from ..errors import first_line
+from ..foreign import depends_on_values, in_words_of_ours, op_in, root
 from ..labels import as_labels
 from ..layouts import in_words
 from ..manifest import FORMATS, SESSION_OF_A_WALK, Manifest, Plugin, weights_digest
@@ -24,6 +26,11 @@ from .program import THRESHOLDS, Program
 
 OUTPUTS = ("float32", "float16", "uint8")
 HALVES = ("float16", "bfloat16")
+MAKERS = {  # of each format, and what to do where it fails
+    ".pt": ("torch.jit", "'.onnx' and '.pt2' are made in other ways"),
+    ".onnx": ("torch.onnx", "'.pt' and '.pt2' keep torch's own ops"),
+    ".pt2": ("AOTInductor", "'.pt' and '.onnx' are made in other ways"),
+}
 
 __all__ = ["FORMATS", "ExportError", "export"]
 
@@ -125,6 +132,8 @@ def export(
         clip = in_words(explained.channels, "THW", explained.layout)
         want = "frames [N, T, H, W, 3]" if frames else f"a clip {clip}"
         raise ValueError(f"export: example must be {want} of a size in {list(sizes)}, got {list(example.shape)}")
+    if example is not None and not bool(example.isfinite().all()):
+        raise ValueError("export: example must hold finite values, got NaN or infinity among them")
     begin = progress or (lambda phase, file: None)
     options = {"frames": frames, "output": output, "optional": optional, "half": dtype, "plugin": program.plugin}
     facts = {"model": name or explained.model_name, "labels": labels, "options": options}
@@ -139,16 +148,19 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
     """One file; `exact` is the model in float32 where the program's is in half precision."""
     explained = program.explained
     described = json.loads(json.dumps(explained.describe()))  # as it will be read back: lists, no tuples
+    told = functools.partial(_told, program, path.suffix)
     begin("capture", path)
-    captured = format.capture(program)
+    with told("follow the explained network"):
+        captured = format.capture(program)
     begin("write", path)
-    artifact = format.build(program, captured)
+    with told("write the explained network"):
+        artifact = format.build(program, captured)
+        ports = {"option_inputs": program.option_inputs(), "outputs": program.outputs}
     manifest = Manifest(
         kind=format.KIND,
         input=program.clip_input(),
         classes_input=program.classes_port(),
-        option_inputs=program.option_inputs(),
-        outputs=program.outputs,
+        **ports,
         **described | ({"methods": []} if program.alone else {}),
         plugin=Plugin(program.plugin, format.PLUGIN_LIBRARY, __version__ if program.plugin else ""),
         preprocessing=program.preprocessing,
@@ -163,9 +175,11 @@ def _write(format, program: Program, path: Path, facts, example, precheck: bool,
         save(manifest)
         if precheck:
             begin("check", path)
-            figures = getattr(format, "check", check_file)(program, written, example)
+            with told("compare the file with the network"):
+                half = {} if exact is None else half_difference(program, runtime.load(written), exact)
+                figures = getattr(format, "check", check_file)(program, written, example)
             if exact is not None:
-                figures["half_difference"] = half_difference(program, runtime.load(written), exact)
+                figures["half_difference"] = half
             manifest = dataclasses.replace(manifest, self_check=figures)
             save(manifest)
     return manifest
@@ -176,6 +190,23 @@ def _save(format, artifact, path: Path, written: Path, manifest: Manifest) -> No
         format.save(artifact, written, manifest)
     except OSError as error:
         raise ExportError(f"export: '{path}' could not be written: {error.strerror}") from error
+
+
+def _told(program: Program, suffix: str, what: str):
+    """Errors of torch, ONNX and the compilers in words of ours; see `foreign`."""
+    maker, advice = MAKERS[suffix]
+
+    def say(error: Exception) -> str:
+        cause, op = root(error), op_in(error)
+        about = f"{maker} could not {what} for '{suffix}'" + (f" because of {program.where(op)}" if op else "")
+        if depends_on_values(cause):
+            return (
+                f"export: {about}: what it returns depends on values of the clip, which no graph holds; see torch.where"
+            )
+        reason = "ONNX has no op for it" if "No ONNX function found" in str(cause) else first_line(cause)
+        return f"export: {about}: {reason}; {advice}"
+
+    return in_words_of_ours(ExportError, say)
 
 
 def _sizes(explained, sizes) -> tuple[tuple[int, int, int], ...]:

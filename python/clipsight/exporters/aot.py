@@ -18,13 +18,14 @@ import io
 import platform
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..errors import first_line
 from ..layouts import size_of
 from ..manifest import LoadError, Manifest
 from ..manifest_text import EXTRA_FILE
@@ -88,7 +89,7 @@ def convert(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> Package:
     A module takes its first input by position and the others by name.
 
     Raises:
-        ExportError: no C++ compiler, or the network cannot be compiled.
+        ExportError: no C++ compiler.
     """
     return _compile(_capture(modules))
 
@@ -100,14 +101,14 @@ def _capture(modules: dict[str, tuple[nn.Module, dict[str, Tensor]]]) -> dict[st
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
         raise ExportError(
-            f"export: '.pt2' needs a C++ compiler such as g++, on the PATH or named by CXX, got none ({error}); '.pt' "
-            "and '.onnx' need no compiler"
+            f"export: '.pt2' needs a C++ compiler such as g++, on the PATH or named by CXX, got none "
+            f"({first_line(error)}); '.pt' and '.onnx' need no compiler"
         ) from error
     captured, free = {}, {"classes": (0, 1), "frames": (0, 2, 3)}
     for name, (module, inputs) in modules.items():
         part = _Part(module, tuple(inputs), maps=not name.endswith(WITHOUT_MAPS)).eval()
         shapes = tuple({axis: torch.export.Dim.AUTO for axis in free.get(name, (0,))} for name in inputs)
-        with _errors_said():
+        with quiet(), torch.no_grad():
             captured[name] = torch.export.export(part, tuple(inputs.values()), dynamic_shapes=(shapes,))
     return captured
 
@@ -116,7 +117,7 @@ def _compile(captured: dict[str, ExportedProgram]) -> Package:
     package = Package()
     for name, program in captured.items():
         example, _ = program.example_inputs
-        with _errors_said():
+        with quiet(), torch.no_grad():
             files = torch._inductor.aot_compile(
                 program.module(check_guards=False), example, options=_options(package.folder / name, example[0])
             )
@@ -124,15 +125,6 @@ def _compile(captured: dict[str, ExportedProgram]) -> Package:
         kept = (file for file in files if isinstance(file, str))
         package.files[name] = [file for file in kept if not file.endswith((".cpp", "kernel_metadata.json"))]
     return package
-
-
-@contextlib.contextmanager
-def _errors_said() -> Iterator[None]:
-    try:
-        with quiet(), torch.no_grad():
-            yield
-    except Exception as error:
-        raise ExportError(f"export: torch could not compile the network for '.pt2': {error}") from error
 
 
 def save(package: Package, path: Path, manifest: Manifest) -> None:
@@ -164,7 +156,7 @@ def open_models(path: Path, manifest: Manifest, device: str) -> Callable[..., li
             except RuntimeError as error:
                 raise LoadError(
                     f"load: torch's package loader could not read '{path}', which was compiled by torch "
-                    f"{manifest.built_with.get('torch', '?')}; here is torch {torch.__version__}: {error}"
+                    f"{manifest.built_with.get('torch', '?')}; here is torch {torch.__version__}: {first_line(error)}"
                 ) from error
 
     def run(*inputs: Tensor) -> list[Tensor]:

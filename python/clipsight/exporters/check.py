@@ -1,8 +1,10 @@
-"""The self-check: an exported file must say what the eager model says, and its maps must follow the input.
+"""The self-check: an exported file must say what the network says, and its maps must follow the input.
 
 The file is loaded in its own runtime and compared on inputs that the export never saw: other values, other batch
 sizes. Tracers can bake a tensor into a file as a constant without a word; a map that stays the same for other clips,
-or for other classes or thresholds where those are inputs, is therefore an error too.
+or for other classes or thresholds where those are inputs, is therefore an error too. So are numbers that are not
+finite, samples of a batch that depend on each other, and logits that are not those of the network's own code: in the
+eager model, which is made of the same captured graph as the file, these would be no less wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ import torch
 from torch import Tensor
 
 from .. import runtime
+from ..errors import first_line
+from ..foreign import in_words_of_ours
+from ..suspects import first_not_finite, mixes_samples, not_finite
 from .program import Program, random_inputs
 
 TOLERANCE = 1e-4  # of the largest value of an output, in float32
@@ -24,6 +29,7 @@ BORDER_VOXELS = 1e-3  # share of a masked map's voxels that may fall on the othe
 MASKED = ("motion", "static")
 
 AMPLIFIED = 8  # times what rounding in the clip alone does to a map that amplifies it
+UNLIKE = 0.5  # of a map's deviation: what no few gates do that rounding turns, and any other clip's map does
 
 Outputs = tuple[Tensor, ...]
 
@@ -49,15 +55,15 @@ class Run:
             self.got: Outputs = loaded(inputs[clip], **{name: inputs[name] for name in others})
         except Exception as error:
             raise ExportError(
-                f"export: the written file must run on {clip} {list(inputs[clip].shape)}, "
-                f"got {type(error).__name__}: {error}"
+                f"export: the written file must run on {clip} {list(inputs[clip].shape)}, a batch that was not traced, "
+                f"got {first_line(error)}"
             ) from error
 
     @functools.cached_property
     def expected(self) -> Outputs:
-        """The program's outputs. Those of the first samples of another run are at hand once that is known."""
+        """The program's outputs. Those of the first sample of another run are at hand once that is known."""
         if self._within is not None:
-            return tuple(output[: len(self.got[0])] for output in self._within.expected)
+            return tuple(self.part_of(i, output) for i, output in enumerate(self._within.expected))
         with torch.inference_mode():
             # Where rounding turns the gate of a feature pyramid, the eager model goes on as the file does.
             return self.program(**self.inputs, decisions=dict(zip(self.program.output_names, self.got, strict=False)))
@@ -75,6 +81,11 @@ class Run:
     def rounding(self, i: int) -> float:
         """By how much output i of the program differs, if the clip does by rounding: as a share of its own size."""
         return distance(self._nudged[i][self.decided], self.expected[i][self.decided])
+
+    def part_of(self, i: int, output: Tensor) -> Tensor:
+        """Of output i of the run that this one is in: its samples, and their first class where those are an input."""
+        rows, mine = self.program.per_class(i), output[: len(self.got[0])]
+        return mine[:, :rows] if rows else mine
 
     def by_itself(self) -> bool:
         """Forgets that the samples are in another run, too; false where they are not."""
@@ -95,36 +106,44 @@ def self_check(program: Program, loaded, example: Tensor | None = None) -> dict[
     Every input is tried: other classes, thresholds that differ between samples, and a batch of which nobody wants maps.
 
     Raises:
-        ExportError: an output differs by more than its bound, or a map does not follow its input. The bound is 1e-4 of
-            the output's largest value (more for half precision), one step for integers, 1e-3 for the motion share; in
-            a motion or static map 0.1 % of the voxels may differ, those that lie on the threshold. Gates and divisions
-            on the way back to the clip may turn a rounding error into a larger one at some voxels: the root mean square
-            difference of such a map is held against what the eager model makes of a clip that differs by rounding.
+        ExportError: an output is not finite, differs by more than its bound, or depends on the other samples of a
+            batch; the logits are not those of the network as it was given; or a map does not follow its input. The
+            bound is 1e-4 of the output's largest value (more for half precision), one step for integers, 1e-3 for the
+            motion share; in a motion or static map 0.1 % of the voxels may differ, those that lie on the threshold.
+            Gates and divisions on the way back to the clip may turn a rounding error into a larger one at some voxels:
+            the root mean square difference of such a map is held against what the eager model makes of a clip that
+            differs by rounding.
     """
     worst: dict[str, float] = {}
     unmoved: set[str] = set()
     clips = 0
     for index, size in enumerate(program.sizes):
         several, *further = _inputs(program, size, 1000 + 10 * index, example)
-        runs = [Run(program, loaded, several)]
+        runs = [_finite_run(program, loaded, several)]
         # The first sample alone: a file whose samples depend on each other, or on their number, differs there.
-        first = Run(program, loaded, _first(several), within=None if program.classes_input else runs[0])
-        runs.append(first)
-        runs += [Run(program, loaded, inputs) for inputs in further]
+        alone = _finite_run(program, loaded, _first(several), within=runs[0])
+        runs.append(alone)
+        runs += [_finite_run(program, loaded, inputs) for inputs in further]
         blank = _check_follows(program, runs, size)
         for what, inputs in _variants(program, several).items():
-            runs.append(Run(program, loaded, inputs))
+            runs.append(_finite_run(program, loaded, inputs))
             if what != "explain":
                 _check_moved(program, what, runs[0], runs[-1], blank, size)
         unmoved |= blank
         clips += sum(len(run.got[0]) for run in runs)
-        for run in runs:
-            try:
-                _check_equal(program, run, size, worst, first)
-            except ExportError:
-                if not run.by_itself():  # a gate may have turned the other way there
-                    raise
-                _check_equal(program, run, size, worst, first)
+        try:
+            for run in runs:
+                try:
+                    _check_equal(program, run, size, worst, alone)
+                except ExportError:
+                    if not run.by_itself():  # a gate may have turned the other way there
+                        raise
+                    _check_equal(program, run, size, worst, alone)
+                    _check_apart(program, runs[0], run, size)
+            _check_given(program, runs[0], size, worst)
+        except ExportError as error:
+            _check_repeatable(program, runs[0], error)
+            raise
     if unmoved:
         warnings.warn(
             f"export: {', '.join(sorted(unmoved))} had the same value everywhere on every random clip, so that export "
@@ -208,6 +227,108 @@ def _variants(program: Program, inputs: dict[str, Tensor]) -> dict[str, dict[str
     return {name: inputs | {name: value} for name, value in other.items()}
 
 
+def _finite_run(program: Program, loaded, inputs: dict[str, Tensor], within: Run | None = None) -> Run:
+    """A run, of which every output must be finite, as its inputs are."""
+    run = Run(program, loaded, inputs, within)
+    for name, have in zip(program.output_names, run.got, strict=False):
+        if have.is_floating_point() and not bool(have.isfinite().all()):
+            share = (~have.isfinite()).double().mean().item()
+            raise ExportError(
+                f"export: output '{name}' must be finite for a finite {program.input_names[0]}, got {share:.2%} of its "
+                f"values that are not{_why_not_finite(program, run)}"
+            )
+    return run
+
+
+def _why_not_finite(program: Program, run: Run) -> str:
+    explained = program.explained
+    if weight := not_finite(explained.model):
+        return f": in the network, {weight}"
+    clip = program.clip_of(run.inputs).to(explained.compute_dtype)
+    with torch.no_grad():
+        op = first_not_finite(explained.at(tuple(clip.shape[2:])).network, clip)
+    if not op:
+        return ", though those of the network are"
+    if explained.compute_dtype == torch.float16:
+        return f": {op} leaves the range of float16, which ends at 65504; bfloat16 and float32 go further"
+    random = program.preprocessing is None
+    return f": {op} is the first to give such" + (
+        "; random clips have mean 0 and deviation 1 where no preprocessing= says in which range real ones lie"
+        if random
+        else ""
+    )
+
+
+def _check_apart(program: Program, batch: Run, alone: Run, size) -> None:
+    """Raises where the eager model gives another output for a sample beside others than for the sample alone.
+
+    Where rounding can turn a gate, or which kernels are selected, only a map that is another altogether counts.
+    """
+    decided = alone.decided & batch.decided[: len(alone.decided)]
+    for i, name in enumerate(program.output_names):
+        together, apart = alone.part_of(i, batch.expected[i]), alone.expected[i]
+        if i:
+            together, apart = together[decided], apart[decided]
+        if not together.numel():
+            continue
+        if name in program.turnable:
+            differs = together.dim() == 5 and together.is_floating_point() and _unlike(apart, together) > UNLIKE
+        else:
+            bound, share = _bound(name, together, program.explained.compute_dtype)
+            differs = ((together.double() - apart.double()).abs() > bound).double().mean().item() > share
+        if differs:
+            op = mixes_samples(program.explained.at(size).network.graph)
+            raise ExportError(
+                f"export: output '{name}' of a sample must not depend on the other samples of its batch (clips of "
+                f"{list(size)}), got another for it alone: "
+                + (f"{op} looks at all of them" if op else "the samples are mixed on the way")
+            )
+
+
+def _unlike(have: Tensor, want: Tensor) -> float:
+    """The deviation of the difference, as a share of that of what is wanted."""
+    have, want = have.double(), want.double()
+    return ((have - want).std() / want.std().clamp_min(1e-300)).item()
+
+
+def _check_given(program: Program, run: Run, size, worst: dict[str, float]) -> None:
+    """Raises where the network, as it was given, has other logits for the last sample, alone, than the file."""
+    got, given = program.explained.as_given(run.got[0][-1:]), _given(program, run)
+    if given.shape != got.shape:
+        _fail("logits", size, f"must be the network's own, {list(given.shape)}", f"{list(got.shape)}")
+    computed_in = program.explained.compute_dtype
+    bound, _ = _bound("logits", given, computed_in)
+    difference = (given.double() - got.to(given.device).double()).abs().nan_to_num(float("inf")).max().item()
+    if difference > bound:
+        rule = f"must be those of {program.explained.model_name} as it was given, within {bound:.2g}"
+        _fail("logits", size, rule, f"a difference of {difference:.3g}: its code does what its captured graph does not")
+    worst["logits"] = max(worst["logits"], float(f"{difference / bound * _tolerance(given, computed_in):.2g}"))
+
+
+def _check_repeatable(program: Program, run: Run, error: ExportError) -> None:
+    """Raises where the network's own code gives other logits the second time, which explains any other error."""
+    first, second = _given(program, run), _given(program, run)
+    bound, _ = _bound("logits", first, program.explained.compute_dtype)
+    if first.shape != second.shape or bool(((first - second).abs() > bound).any()):
+        raise ExportError(
+            f"export: {program.explained.model_name} must give the same logits for the same clip, got others the "
+            "second time: something in it is random, such as a dropout that is always on, or remembers"
+        ) from error
+
+
+def _given(program: Program, run: Run) -> Tensor:
+    first = program.input_names[0]
+    last = run.inputs[first][-1:]
+    with in_words_of_ours(
+        ExportError,
+        lambda error: (
+            f"export: {program.explained.model_name} must run on {first} {list(last.shape)}, as its file does, "
+            f"got {first_line(error)}"
+        ),
+    ):
+        return program.given_logits({first: last})
+
+
 def _check_follows(program: Program, runs: list[Run], size) -> set[str]:
     """Names of maps without any structure, in the eager model too; raises where a map is baked in."""
     blank = set()
@@ -262,7 +383,6 @@ def _check_equal(program: Program, run: Run, size, worst: dict[str, float], firs
             continue
         bound, share = _bound(name, want, computed_in)
         difference = (want.double() - have.double()).abs()
-        difference[torch.isnan(want) & torch.isnan(have)] = 0
         difference = difference.nan_to_num(float("inf"))
         outside = (difference > bound).double().mean().item()
         if outside > share:

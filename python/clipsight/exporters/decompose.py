@@ -79,13 +79,19 @@ def _one_free(tensor: Tensor) -> list[int]:
     return lengths if lengths.count(-1) <= 1 and 0 not in lengths else []
 
 
-def expand(program: ExportedProgram, op: torch._ops.OpOverload, function: Callable) -> None:
-    """Puts in the place of each node of an op what `function` does, which is traced once for all that are alike."""
+def expand(
+    program: ExportedProgram,
+    op: torch._ops.OpOverload,
+    function: Callable,
+    which: Callable[[Node], bool] = lambda node: True,
+) -> None:
+    """Puts in the place of nodes of an op what `function` does, which is traced once for all that are alike."""
     traced: dict[str, Graph] = {}
-    for node in program.graph.find_nodes(op="call_function", target=op):
+    for node in filter(which, program.graph.find_nodes(op="call_function", target=op)):
         alike = str(torch.fx.node.map_arg((node.args, node.kwargs), lambda read: _kind(read.meta["val"])))
         if alike not in traced:
-            traced[alike] = _parts_of(node, {op: function}, node.meta["val"].fake_mode, pre_dispatch=True)
+            mode = node.all_input_nodes[0].meta["val"].fake_mode
+            traced[alike] = _parts_of(node, {op: function}, mode, pre_dispatch=True)
         _put(node, traced[alike])
     _name_outputs(program)
     program.graph_module.recompile()

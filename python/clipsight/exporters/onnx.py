@@ -14,7 +14,7 @@ from ..backward.chunks import Chunks, stopping_early, sums_apart
 from ..backward.convolve import convolve_images, for_onnx, images
 from ..manifest import Manifest
 from ..manifest_text import METADATA_KEY
-from . import onnx_double, onnx_graph, onnx_loop, onnx_plugin
+from . import adaptive_pooling, onnx_double, onnx_graph, onnx_loop, onnx_plugin
 from .check import ExportError, check_file
 from .decompose import decompose_where_needed, expand
 from .onnx_simplify import simplify
@@ -156,6 +156,7 @@ def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_na
     with quiet(), torch.no_grad(), for_onnx(), sums_apart() as sums, oblivious:
         graph = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
         expand(graph, convolve_images._opoverload, images)
+        adaptive_pooling.write_out(graph)
     return Captured(graph, input_names, axes, sums)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..backward.chunks import Chunks, sums_apart
+from ..dataflow import where
 from ..graph.places import CLIP
 from ..layouts import OURS, order, size_of
 from ..manifest import ClassesInput, ClipInput, OptionInput, Output
@@ -56,8 +57,8 @@ class Program:
             decisions: see `Evidence`.
             nudge: share of itself by which every value of the clip is changed at random, as rounding might.
         """
-        clip = inputs.pop(self.input_names[0])
-        clip = clip if self.prepare is None else self.prepare(clip)
+        clip = self.clip_of(inputs)
+        del inputs[self.input_names[0]]
         if nudge:
             noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
             clip = clip * (1 + nudge * noise.to(clip.device, clip.dtype))
@@ -69,6 +70,15 @@ class Program:
             return self.explained.at(size)(clip, **inputs, decisions=decisions)
         outputs = self.explained.at(size)(clip, **inputs)
         return outputs[0], *(output.new_zeros(nothing(output.shape)) for output in outputs[1:])
+
+    def given_logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """See `ExplainedModel.given_logits`."""
+        return self.explained.given_logits(self.clip_of(inputs))
+
+    def clip_of(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The network's clip, of the frames where the file takes those."""
+        first = inputs[self.input_names[0]]
+        return first if self.prepare is None else self.prepare(first)
 
     @functools.cached_property
     def prepare(self) -> Frames | None:
@@ -110,12 +120,31 @@ class Program:
         flags = [head.sensitive(attached.backward, attached.linear) for head in heads for _ in head.outputs()]
         return frozenset(name for name, flag in zip(self.output_names[1:], flags, strict=True) if flag)
 
+    @functools.cached_property
+    def turnable(self) -> frozenset[str]:
+        """Outputs in which rounding can turn a gate, or the choice of a pyramid's kernels."""
+        if self.alone:
+            return frozenset()
+        heads = [head for head in self.explained.bound for _ in head.outputs()]
+        chosen = (n for n, head in zip(self.output_names[1:], heads, strict=True) if head.depth is not None)
+        return self.sensitive | frozenset(chosen)
+
     @property
     def reaches_clip(self) -> bool:
         """Whether a walk back from the logits goes through the whole network."""
         linear = self.explained.at(self.sizes[0]).attached.linear
         walks = [walk for head in self.explained.bound for walk in head.walks(linear)]
         return not self.alone and any(place == CLIP for _, place in walks)
+
+    def where(self, op: str) -> str:
+        """An op of torch as an error names it, and where the network has it: "'histc' in 'body.1'"."""
+        space, _, name = op.rpartition(".")
+        plain = name.strip("_")
+        for node in self.explained.at(self.sizes[0]).network.graph.nodes:
+            own = getattr(getattr(node.target, "_schema", None), "name", "").partition("::")[2].strip("_")
+            if own == plain or own.endswith(f"_{plain}"):
+                return f"'{own}' {where(node)}"
+        return f"'{name if space in ('', 'aten', 'prims') else op}'"
 
     @property
     def classes_input(self) -> bool:
@@ -182,7 +211,7 @@ class Program:
         for i, name in enumerate(self.output_names):
             lengths = zip(*(run[i].shape for run in self._runs[: len(self.sizes)]), strict=True)
             shape = [_axis(axis, of_axis, self.sizes) for axis, of_axis in enumerate(lengths)]
-            if i and (rows := self._per_class(i)):
+            if i and (rows := self.per_class(i)):
                 shape[1] = "M" if rows == 1 else f"{rows} * M"
             full = tuple(shape) if i and self.optional else None
             if full:  # the axes that `nothing` empties
@@ -195,11 +224,11 @@ class Program:
     def empty_shape(self, i: int) -> list[int | str]:
         """The shape of map i where nobody wants it; "N", and "M" or a multiple as "3 * M", stand for lengths."""
         shape: list[int | str] = ["N", *nothing(self._runs[0][i].shape)[1:]]
-        if shape[1] != 0 and self._per_class(i):
-            shape[1] = f"{self._per_class(i)} * M"
+        if shape[1] != 0 and self.per_class(i):
+            shape[1] = f"{self.per_class(i)} * M"
         return shape
 
-    def _per_class(self, i: int) -> int:
+    def per_class(self, i: int) -> int:
         """By how much output i's second axis grows with every class that is asked for."""
         return self._runs[0][i].shape[1] - self._runs[-1][i].shape[1] if self.classes_input else 0
 
