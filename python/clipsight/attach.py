@@ -66,8 +66,9 @@ class Attached:
 
     @property
     def ending(self) -> str | None:
-        """What was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`."""
-        return ENDINGS.get(self.logits.ends_in)
+        """What was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`; `"none"` where the
+        logits are made of probabilities and are no logits of any."""
+        return ENDINGS.get(self.logits.ends_in, self.logits.ends_in)
 
     def get(self, outputs: Sequence[Tensor], name: str | Node) -> Tensor | None:
         """One of the outputs of the rewired graph, or `None` where it does not give that."""

@@ -62,7 +62,7 @@ def explain(
 
     Returns:
         A module with `forward(clip[, classes]) -> (logits [N, K], map [N, M, T, H, W], ...)`, named by its
-        `output_names`.
+        `output_names`. The logits are what the network says, but in front of a softmax or sigmoid that it ends in.
 
     Raises:
         AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
@@ -83,6 +83,7 @@ class ExplainedModel(nn.Module):
         channels: of the clips; 3 for RGB.
         layout: the order of the clips' axes.
         num_classes: K.
+        score: what is explained, and how the logits are read.
         maps: M, the number of explained classes; `None` where they are an input.
         classes_input: whether `forward` takes the classes as a second argument.
         median_weight: of the classifier's weights: as tau, it drops half of them.
@@ -221,7 +222,7 @@ class ExplainedModel(nn.Module):
         """Logits with the softmax or sigmoid that the network ends in, and that the explained model leaves out."""
         attached, axis = self._graph(self.size)[1], self.target.class_axis
         ends_in = attached.logits.ends_in
-        if ends_in is None:
+        if ends_in in (None, "none"):
             return logits
         if ends_in == "sigmoid":
             return logits.sigmoid()
@@ -283,10 +284,8 @@ class ExplainedModel(nn.Module):
         if not bool(logits.isfinite().all()):
             weight = not_finite(self.model)
             warnings.warn(
-                f"explain: the logits of {self.model_name} are not finite for the example, "
-                + (
-                    f"because its {weight} is not" if weight else "though its weights are: is the example in its range?"
-                ),
+                f"explain: the logits of {self.model_name} are not finite for the example: "
+                + (weight or "its weights are, so is the example within its range?"),
                 stacklevel=4,
             )
         if op := mixes_samples(network.graph):
@@ -418,7 +417,10 @@ class SizedExplanation(nn.Module):
         return tap if tap.dim() in (2, 5) else tap.unflatten(0, (batch, -1)).transpose(1, 2)
 
     def tensors(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Those that walks back from the logits need, by number; at least in float32, for gradients are small."""
+        """Those that walks back from the logits need, by number; at least in float32, for gradients are small.
+
+        Numbers and truth values stay what they are: they name places.
+        """
         backward = self.attached.backward
         if backward is None:
             return {}
@@ -436,7 +438,7 @@ class SizedExplanation(nn.Module):
     def parameter(self, name: str) -> Tensor:
         """A parameter or buffer of the captured network, at least in float32."""
         value = functools.reduce(getattr, name.split("."), self.network)
-        return value if value.dtype in (torch.float32, torch.float64) else value.float()
+        return as_type(value, torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
 
 def rows_of(network: GraphModule, attached: Attached) -> Tensor | None:

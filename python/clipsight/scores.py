@@ -25,7 +25,7 @@ class Score:
         choice: `classes=`, as given.
         logits: those of one clip, `[1, K]`, or as the target's layout says.
         head_classes: number of classes of each of the target's heads.
-        ending: what was taken off the end of the network, `"softmax"` or `"sigmoid"`.
+        ending: what was taken off the end of the network, `"softmax"` or `"sigmoid"`; `"none"`: they are no logits.
 
     Attributes:
         choice: `classes=`, as the manifest states it.
@@ -47,7 +47,8 @@ class Score:
         head_classes: tuple[int, ...] = (),
         ending: str | None = None,
     ) -> None:
-        self.target, self.head_classes, self.ending = target, head_classes, ending
+        self.target, self.head_classes = target, head_classes
+        self.ending = None if ending == "none" else ending
         self._check_shape(logits)
         self.num_classes = self.by_class(logits).shape[1]
         self.probability = target.probability or default_probability(self.num_classes, ending)
@@ -164,8 +165,8 @@ class Score:
         if steps == "mean":
             spread = (g / length).unsqueeze(-1).expand(*[-1] * g.dim(), length)
         else:
-            at = torch.tensor(steps % length, device=g.device) if isinstance(steps, int) else each.argmax(-1)
-            spread = g.unsqueeze(-1) * one_hot(at, length, g.dtype)
+            at = steps % length if isinstance(steps, int) else each.argmax(-1).unsqueeze(-1)
+            spread = g.unsqueeze(-1) * (torch.arange(length, device=g.device) == at).to(g.dtype)
         if self.target.layout == "NT":
             return spread.squeeze(2)
         return spread.transpose(-1, -2) if self.target.layout == "NTK" else spread
@@ -283,10 +284,13 @@ class Score:
 
     def describe(self) -> dict:
         """For the manifest; JSON-able."""
+        return {"classes": self.choice, **self.describe_target()}
+
+    def describe_target(self) -> dict:
         target = self.target.describe()
         target |= {"head_classes": list(self.head_classes)} if self.head_classes else {}
         target |= {"stripped": self.ending} if self.ending else {}
-        return {"classes": self.choice, "probability": self.probability, "target": target}
+        return {"probability": self.probability, "target": target}
 
     def meaning_of_logits(self) -> str:
         axes = {None: "[N, K]", "NT": "[N, T]", "NTK": "[N, T, K]", "NKT": "[N, K, T]"}[self.target.layout]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,15 +82,6 @@ class Target:
         options = {"against": self.against, "steps": self.steps, "layout": self.layout, "heads": list(self.heads)}
         return {name: value for name, value in options.items() if value not in (None, [])}
 
-    def in_words(self) -> str:
-        """What is added to the name of a class; empty for its logit."""
-        parts = [f"{self.steps} of the steps" if self.steps in REDUCTIONS else f"step {self.steps}"]
-        parts = parts if self.steps is not None else []
-        parts += [f"sum over {', '.join(self.heads)}"] if self.heads else []
-        if self.against is not None:
-            parts.append("against the best other class" if self.against == BEST_OTHER else f"against {self.against}")
-        return ", ".join(parts)
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -142,6 +133,18 @@ class Reading:
         return f"{value:.4g}" if self.probability == "none" else f"{100 * value:.1f} %"
 
 
+def in_words(target: Mapping[str, Any]) -> str:
+    """What a manifest's `target` adds to the name of a class; empty for its logit."""
+    parts, steps, against = [], target.get("steps"), target.get("against")
+    if steps is not None:
+        parts.append(f"{steps} of the steps" if steps in REDUCTIONS else f"step {steps}")
+    if "heads" in target:
+        parts.append(f"sum over {', '.join(target['heads'])}")
+    if against is not None:
+        parts.append("against the best other class" if against == BEST_OTHER else f"against {against}")
+    return ", ".join(parts)
+
+
 def default_probability(num_classes: int, ending: str | None = None) -> str:
     """Where nobody says it: what the network ends in, else softmax, or for a single logit sigmoid."""
     return ending or ("sigmoid" if num_classes == 1 else "softmax")
@@ -169,9 +172,3 @@ def check_target(target: Mapping[str, Any], num_classes: int, classes: str | lis
     for each in classes if isinstance(classes, list) else ():
         count = len(each) if isinstance(each, list) else 0
         need(count == len(sizes), "classes must name a class of each head")
-
-
-def with_probability(target: Target | None, probability: str | None) -> Target:
-    """The target, with another probability where one is named."""
-    target = target or Target()
-    return target if probability is None else replace(target, probability=probability)

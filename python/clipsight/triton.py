@@ -219,7 +219,7 @@ def _port(port: Port, labels: bool) -> str:
     fields = [f"name: {_text(port.name)}", f"data_type: {TYPES[port.dtype]}", f"dims: {list(port.sent)}"]
     if not port.dims:
         fields.append("reshape: { shape: [ ] }")
-    if port.name == "logits" and labels:
+    if port.name == "logits" and labels and len(port.sent) == 1:  # with steps Triton would count on through all of them
         fields.append('label_filename: "labels.txt"')
     return "  { " + ", ".join(fields) + " }"
 

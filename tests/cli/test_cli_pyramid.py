@@ -23,6 +23,7 @@ from clipsight.cli import tracing
 from clipsight.cli.pyramid import _split
 from clipsight.pyramid import Pyramid, graph
 from clipsight.synthetic import MOTION_CLASSES, moving_shapes
+from clipsight.targets import Reading
 from clipsight.video import VideoReader
 from clipsight.windows import to_clip
 from helpers import write_video
@@ -367,7 +368,7 @@ class Bright:
     """Its first class is the more probable, the brighter the clip."""
 
     preprocessing = Preprocessing(frames=4, stride=3, crop=(8, 8))
-    labels, takes_frames, fixed_classes = None, False, None
+    labels, takes_frames, fixed_classes, reading = None, False, None, Reading()
 
     def logits(self, clip):
         return np.array([10 * clip.mean(), 0.0], np.float32)

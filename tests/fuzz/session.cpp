@@ -13,6 +13,7 @@
 
 #include "checks.h"
 #include "manifest_text.h"
+#include "target.h"
 
 namespace {
 
@@ -117,6 +118,14 @@ void use(const Manifest& manifest, Numbers numbers) {
     const auto dtype = static_cast<DType>(numbers.byte() % 9);
     const TensorView logits = view({}, shape, dtype, memory);
     top_classes(logits, numbers.byte(), manifest.labels, numbers.byte() % 6);
+  });
+  may_refuse([&] {
+    const Target target = Target::read(Json::parse(manifest.json));
+    std::vector<int64_t> lengths;
+    const size_t rank = numbers.byte() % 4 ? target.layout.size() : numbers.byte() % 5;
+    for (size_t axis = 0; axis < rank; ++axis) lengths.push_back(numbers.byte() % 10);
+    const TensorView logits = view({}, Shape(lengths), static_cast<DType>(numbers.byte() % 9), memory);
+    top_classes(target, logits, numbers.byte(), manifest.labels, numbers.byte() % 6);
   });
 }
 

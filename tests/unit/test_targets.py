@@ -9,55 +9,13 @@ from torch import Tensor, nn
 
 import clipsight
 import networks
-from clipsight import FeaturePyramid, SaliencyTube, Target
+from clipsight import FeaturePyramid, SaliencyTube, SelectiveRelevance, Target
 from clipsight.attach import AttachError
 from clipsight.heads import DeepTaylor, GradCAM, GuidedBackprop, InputGradient, IntegratedGradients, LRPEpsilon
 from clipsight.scores import Score
 from clipsight.targets import Reading
 from gradient_networks import HIGH, LOW, RAW, off
-
-SIZE = (8, 16, 16)
-
-
-class Net(nn.Module):
-    """Two heads on the features of `networks.stages`; `end` makes of them what the network returns."""
-
-    def __init__(self, end) -> None:
-        super().__init__()
-        self.body, self.end = networks.stages(), end
-        self.verb, self.noun, self.one = nn.Linear(12, 4), nn.Linear(12, 7), nn.Linear(12, 1)
-        self.voxel = nn.Conv3d(12, 4, 1)
-
-    def pooled(self, x: Tensor) -> Tensor:
-        return self.body(x).mean((2, 3, 4))
-
-    def steps(self, x: Tensor) -> Tensor:
-        """`[N, t, C]`."""
-        return self.body(x).mean((3, 4)).transpose(1, 2)
-
-    def forward(self, x: Tensor):
-        return self.end(self, x)
-
-
-ENDS = {
-    "logits": lambda s, x: s.verb(s.pooled(x)),
-    "one": lambda s, x: s.one(s.pooled(x)),
-    "one without an axis": lambda s, x: s.one(s.pooled(x)).squeeze(1),
-    "NTK": lambda s, x: s.verb(s.steps(x)),
-    "NKT": lambda s, x: s.verb(s.steps(x)).transpose(1, 2),
-    "NT": lambda s, x: s.one(s.steps(x)).squeeze(-1),
-    "voxels": lambda s, x: s.voxel(s.body(x)).mean((3, 4)),
-    "heads": lambda s, x: (lambda f: {"verb": s.verb(f), "noun": s.noun(f)})(s.pooled(x)),
-    "heads of steps": lambda s, x: (lambda f: (s.verb(f), s.noun(f)))(s.steps(x)),
-}
-
-
-def net(end: str) -> nn.Module:
-    return networks.seeded(lambda: Net(ENDS[end])).double()
-
-
-def clip(batch: int = 2) -> Tensor:
-    return networks.clip(batch, SIZE).double()
+from target_networks import Net, clip, net
 
 
 def others(scores: Tensor, a: int) -> Tensor:
@@ -180,12 +138,12 @@ def test_integrated_contrasts_stay_with_the_classes_of_the_clip():
         logits, maps = explained(x)
         first, second = logits.topk(2).indices.unbind(1)
         at_zero = network(0 * x)
-        score = [(l.gather(1, first[:, None]) - l.gather(1, second[:, None]))[:, 0] for l in (logits, at_zero)]
+        score = [(y.gather(1, first[:, None]) - y.gather(1, second[:, None]))[:, 0] for y in (logits, at_zero)]
     assert (at_zero.topk(2).indices != torch.stack([first, second], 1)).any(1).all()  # negative control
     torch.testing.assert_close(maps.sum((1, 2, 3, 4)), score[0] - score[1], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [n for n in SCORES if "step" in n or "heads" in n or "top two" in n])
+@pytest.mark.parametrize("name", ["the top two", "one step", "the largest of steps", "steps of two heads"])
 def test_grad_cam_of_a_layer(name):
     end, target, classes, score = SCORES[name]
     network, x = net(end), clip()
@@ -266,6 +224,17 @@ def test_a_tube_has_the_same_sum_of_rows(end, target, classes):
     assert off(cam[:, 0], expected / grid[0, 0].numel()) < 1e-9
 
 
+def test_heads_on_a_grid_with_channels_last():
+    """The same sum of rows: `attach` puts the channels first for both of them."""
+    last = lambda s, x: (lambda f: (s.verb(f), s.noun(f)))(s.body(x).permute(0, 2, 3, 4, 1).mean((1, 2, 3)))  # noqa: E731
+    network, x, heads = networks.seeded(lambda: Net(last)).double(), clip(), Target(heads=("verb", "noun"))
+    head = SaliencyTube(size="features", normalize="none")
+    with torch.inference_mode():
+        _, tube = clipsight.explain(network, head, x[:1], [(1, 6)], target=heads)(x)
+        rows = network.verb.weight[1] + network.noun.weight[6]
+        assert off(tube[:, 0], torch.einsum("ncthw,c->nthw", network.body(x), rows)) < 1e-9
+
+
 def test_a_tube_of_the_mean_of_steps_has_the_raw_rows():
     network, x = net("voxels"), clip()
     head = SaliencyTube(size="features", normalize="none")
@@ -305,7 +274,14 @@ ENDINGS = {
     "softmax of the last axis": lambda s, x: torch.softmax(s.verb(s.pooled(x)), -1).view(-1, 4),
     "log_softmax": lambda s, x: s.verb(s.pooled(x)).log_softmax(1),
     "sigmoid": lambda s, x: torch.sigmoid(s.verb(s.pooled(x))),
+    "sigmoid of the one": lambda s, x: torch.sigmoid(s.one(s.pooled(x)))[:, 0],
     "sigmoid of one": lambda s, x: s.one(s.pooled(x)).sigmoid().squeeze(-1),
+    "softmax of places": lambda s, x: (
+        s.voxel(s.body(x).mean((2, 3, 4), keepdim=True)).softmax(1).mean((2, 3, 4), keepdim=True).flatten(1)
+    ),
+    "softmax of places, classes last": lambda s, x: (
+        s.verb(s.body(x).mean((2, 3, 4), keepdim=True).permute(0, 2, 3, 4, 1)).softmax(4).mean((1, 2, 3)).view(-1, 4)
+    ),
     "logits and softmax": lambda s, x: (lambda y: (y, y.softmax(1)))(s.verb(s.pooled(x))),
     "a dictionary": lambda s, x: (lambda y: {"probs": y.sigmoid(), "logits": y})(s.verb(s.pooled(x))),
     "steps and their mean": lambda s, x: (lambda y: (y.transpose(1, 2), y.mean(1)))(s.verb(s.steps(x))),
@@ -316,19 +292,20 @@ ENDINGS = {
 def test_an_ending_is_stripped_and_said(end):
     x = clip()
     network = networks.seeded(lambda: Net(ENDINGS[end])).double()
-    name = "sigmoid" if end in ("sigmoid", "sigmoid of one", "a dictionary") else "softmax"
+    name = "sigmoid" if "sigmoid" in end or end == "a dictionary" else "softmax"
     stripped = end != "steps and their mean"
-    heads = [InputGradient(**RAW), *([SaliencyTube(size="features", normalize="none")] if stripped else [])]
+    with_tube = stripped and end != "softmax of places, classes last"  # whose rows are not found
+    heads = [InputGradient(**RAW), *([SaliencyTube(size="features", normalize="none")] if with_tube else [])]
     explained = clipsight.explain(network, heads, x[:1], [0])
     with torch.inference_mode():
         logits, product, *tube = explained(x)
-        layer = network.one if "one" in end else network.verb
-        expected = layer(network.steps(x).mean(1) if not stripped else network.pooled(x))
-    torch.testing.assert_close(logits, expected)
-    bare = networks.seeded(lambda: Net(lambda s, x: (s.one if "one" in end else s.verb)(s.pooled(x)))).double()
+    layer = network.one if "one" in end else network.voxel if end == "softmax of places" else network.verb
+    weight, bias = layer.weight.flatten(1).detach(), layer.bias.detach()
+    torch.testing.assert_close(logits, network.pooled(x).detach() @ weight.T + bias)
+    bare = networks.seeded(lambda: Net(lambda s, x: s.pooled(x) @ weight.T)).double()
     assert off(product, gradient(bare, x, lambda y: y[0]) * x) < 1e-9
     if tube:
-        assert off(tube[0][:, 0], torch.einsum("ncthw,c->nthw", network.body(x), layer.weight[0]).detach()) < 1e-9
+        assert off(tube[0][:, 0], torch.einsum("ncthw,c->nthw", network.body(x), weight[0]).detach()) < 1e-9
     described = explained.describe()
     assert described["probability"] == name
     assert described["target"].get("stripped") == (name if stripped else None)
@@ -353,6 +330,8 @@ def test_what_is_no_ending_stays():
         logits, product = explained(x)
     torch.testing.assert_close(logits, network(x).detach())
     assert off(product, gradient(network, x, lambda y: y[1]) * x) < 1e-9
+    assert explained.describe()["probability"] == "none"  # a softmax of these would be one of probabilities
+    assert explained.output_meanings["logits"] == "scores [N, K]"
 
 
 # ---- Probabilities --------------------------------------------------------------------------------------------------
@@ -440,6 +419,12 @@ def test_a_target_that_is_none(options, message):
         ("heads", {"heads": ("verb", "noun")}, {"classes": [(4, 0)]}, r"indices in \(0\.\.3, 0\.\.6\), got \(4, 0\)"),
         ("heads", {"heads": ("verb", "noun")}, {"classes": "top5"}, r"'top1'\.\.'top4'"),
         ("heads", {"heads": ("verb", "noun")}, {"head": "verb"}, "head must be left out"),
+        (
+            "apart",
+            {"heads": ("verb", "noun")},
+            {"methods": SaliencyTube()},
+            "got 'noun' with others than 'verb'; Grad-CAM",
+        ),
         ("heads", {"heads": ("verb", "none")}, {}, r"expected one of \['noun', 'verb'\], got 'none'"),
         ("heads", {"heads": ("verb", "noun")}, {"methods": FeaturePyramid(depth=1)}, "left out for a FeaturePyramid"),
         ("heads", {}, {}, r"choose one with head=, one of \['noun', 'verb'\], or several with target="),
@@ -455,6 +440,14 @@ def test_a_single_logit_has_no_softmax_to_explain():
     explained = clipsight.explain(net("one"), GradCAM(score="softmax"), clip(1))
     with pytest.raises(ValueError, match="score='softmax' must have another class, got a network with a single logit"):
         explained(clip(1))
+
+
+def test_what_splits_a_gradient_explains_a_step_too():
+    head = SelectiveRelevance(of=InputGradient())
+    explained = clipsight.explain(net("NTK"), head, clip(1), target=Target(steps=0, layout="NTK"))
+    assert list(explained(clip())[1].shape) == [2, 1, *clip().shape[2:]]
+    with pytest.raises(ValueError, match=r"target\.steps must be 'mean' for selective_relevance"):
+        clipsight.explain(net("voxels"), SelectiveRelevance(), clip(1), target=Target(steps=0))
 
 
 def test_a_target_is_one():

@@ -4,7 +4,7 @@ The adjoint of a linear map `A` is the map `g -> A^T g`: what back-propagation d
 ops of its own, which no exporter takes; here they are convolutions, matrix products and reshapes, so that a trace or an
 ONNX file can hold them, and a network's weights may be replaced (by their positive part, say) on the way back.
 
-Everything works for two and three axes of space, on `[B, C, *size]`, at the dtype of `g`. The batch size is free; the
+Everything works for one to three axes of space, on `[B, C, *size]`, at the dtype of `g`. The batch size is free; the
 other sizes are those of the call and become constants of a trace.
 
 Two of them have a second form for ONNX, chosen by what ONNX Runtime's CPU kernels are good at. A convolution of stride
@@ -67,7 +67,7 @@ def conv_adjoint(
     lengths = zip(input_size, out, stride, padding, reach, strict=True)
     missed = [n - ((o - 1) * s - 2 * p + r + 1) for n, o, s, p, r in lengths]
     behind = [max(length, 0) for length in missed]
-    transposed = F.conv_transpose3d if axes == 3 else F.conv_transpose2d
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
     whole = transposed(g, weight, None, stride, padding, behind, groups, dilation)
     return whole if behind == missed else whole[(..., *(slice(n) for n in input_size))]
 
@@ -143,14 +143,28 @@ def max_pool_adjoint(
     axes = x.dim() - 2
     kernel = each(kernel, axes)
     stride, padding, dilation = each(stride, axes, kernel), each(padding, axes), each(dilation, axes)
-    g = g.unflatten(0, (-1, x.shape[0]))
     if is_for_onnx():
+        g = g.unflatten(0, (-1, x.shape[0]))
         return _max_pool_adjoint_by_axis(g, x, kernel, stride, padding, dilation).flatten(0, 1)
-    pool = F.max_pool3d if axes == 3 else F.max_pool2d
+    pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[axes - 1]
     _, winners = pool(x, kernel, stride, padding, dilation, ceil_mode, return_indices=True)
-    g, sizes = g.flatten(3), _sizes(x)
-    zeros = g.new_zeros(()).expand(*g.shape[:3], math.prod(sizes))
-    return zeros.scatter_add(3, winners.flatten(2).expand_as(g), g).flatten(0, 1).unflatten(2, sizes)
+    return to_winners(g, winners, _sizes(x))
+
+
+def to_winners(g: Tensor, winners: Tensor, input_size: Sequence[int]) -> Tensor:
+    """Every value to the voxel of which the number stands in its place.
+
+    Args:
+        g: `[M * B, C, *output_size]`.
+        winners: int64 `[B, C, *output_size]`.
+        input_size: lengths of the axes behind the channels.
+
+    Returns:
+        `[M * B, C, *input_size]`.
+    """
+    g = g.unflatten(0, (-1, winners.shape[0])).flatten(3)
+    zeros = g.new_zeros(()).expand(*g.shape[:3], math.prod(input_size))
+    return zeros.scatter_add(3, winners.flatten(2).expand_as(g), g).flatten(0, 1).unflatten(2, tuple(input_size))
 
 
 def _max_pool_adjoint_by_axis(g: Tensor, x: Tensor, kernel, stride, padding, dilation) -> Tensor:
@@ -206,11 +220,30 @@ def _spread(g: Tensor, input_size: Sequence[int], windows: list[list[tuple[int, 
     for axis, (n, bounds) in enumerate(zip(input_size, windows, strict=True), 2):
         if bounds == [(i, i + 1, 1) for i in range(n)]:
             continue
-        rows = [[weight * (a <= i < b) for a, b, weight in bounds] for i in range(n)]
-        matrix = torch.tensor(rows, dtype=g.dtype, device=g.device)
-        rest = _sizes(g)[axis - 1 :]
-        g = (matrix @ g.flatten(axis + 1)).unflatten(-1, rest) if rest else g @ matrix.T
+        g = _times_along(g, axis, [[weight * (a <= i < b) for a, b, weight in bounds] for i in range(n)])
     return g
+
+
+def transposed_along_axes(g: Tensor, matrices: Sequence[list[list[float]] | None]) -> Tensor:
+    """What an op that is a matrix along each axis behind the channels sends back, such as an interpolation.
+
+    Args:
+        g: `[B, C, *output_size]`.
+        matrices: for each axis `[output][input]`, or `None` for one that stays as it is.
+
+    Returns:
+        `[B, C, *input_size]`.
+    """
+    for axis, rows in enumerate(matrices, 2):
+        g = g if rows is None else _times_along(g, axis, [list(column) for column in zip(*rows, strict=True)])
+    return g
+
+
+def _times_along(g: Tensor, axis: int, rows: list[list[float]]) -> Tensor:
+    """A matrix times what lies along an axis."""
+    matrix = torch.tensor(rows, dtype=g.dtype, device=g.device)
+    rest = _sizes(g)[axis - 1 :]
+    return (matrix @ g.flatten(axis + 1)).unflatten(-1, rest) if rest else g @ matrix.T
 
 
 def _sizes(tensor: Tensor) -> list[int]:

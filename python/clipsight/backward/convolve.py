@@ -49,10 +49,10 @@ def convolve(
     groups: int = 1,
     exact: bool = True,
 ) -> Tensor:
-    """`F.conv3d` or `F.conv2d` without a bias.
+    """`F.conv3d`, `F.conv2d` or `F.conv1d` without a bias.
 
     Args:
-        x: `[B, C_in, *size]`, of two or three axes.
+        x: `[B, C_in, *size]`, of one to three axes.
         weight: `[C_out, C_in / groups, *kernel]`.
         stride, padding, dilation, groups: as torch takes them.
         exact: a sum of nothing but zeros is zero. Otherwise rounding errors of a voxel may reach the next frame's.
@@ -64,7 +64,8 @@ def convolve(
     plain = {*each(stride, axes), *each(dilation, axes), groups} == {1} and not isinstance(padding, str)
     wide = min(int(n) for n in weight.shape[:2]) >= MIN_CHANNELS
     if not (is_for_onnx() and axes == 3 and plain and wide):
-        return (F.conv3d if axes == 3 else F.conv2d)(x, weight, None, stride, padding, dilation, groups)
+        plain_convolution = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        return plain_convolution(x, weight, None, stride, padding, dilation, groups)
     return convolve_images(x, weight, list(each(padding, axes)), exact)
 
 

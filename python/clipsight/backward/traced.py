@@ -1,14 +1,15 @@
-"""The gradient through ops that have no rule: attention, layer norms, gated channels.
+"""The transposed derivative of an op that nobody wrote one for: autograd's own, recorded for that op alone.
 
-What autograd would do behind a layer is recorded once, op by op, and what is recorded is a forward graph like all
-else. It repeats the part of the forward pass that it goes back through, so the rules of
-:mod:`clipsight.backward.gradient`, which do not, come first.
+What is recorded is a forward graph like all else. It repeats the op, and it knows of no classes: they go into the
+batch, as further samples. That is right for an op that treats its samples one by one, whichever axis the batch is; on
+random values it is tried whether this one does. An activation mixes nothing at all: of that one the factor is recorded
+by which it multiplies a small change of each value.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,166 +17,269 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..dataflow import AttachError, follow_sizes, free_batch, op_of, where
+from ..dataflow import AttachError, follow_sizes, free_batch, op_of, shape_of, where
 from ..errors import first_line
-from . import adjoints
+from ..graph.table import Role
+from . import adjoints, unrolled
+from .maps import broadcast
+from .rules import Back, Local, Op, Parameter, Tap
 
 aten = torch.ops.aten
 
-_GATES = ("gt", "ge", "lt", "le", "max_pool", "threshold")
+Reference = Tap | Parameter
+
+_GATES = ("gt", "ge", "lt", "le", "eq", "ne", "max_pool", "threshold", "topk", "sort", "max", "min", "kthvalue")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Record:
-    """The recorded gradient at one tensor.
+    """A recorded derivative.
 
     Attributes:
-        stop: number of the tensor.
-        module: (gradient at the logits `[B, K]`, activations, parameters) -> gradient at the stop.
-        activations: numbers of the tensors of the forward pass that it takes, the stop first.
-        batched: those among them that have a row for each sample.
-        parameters: names of the parameters that it takes.
+        module: (what arrives at the outputs, the tensors that are used) to what the wanted inputs receive; of an
+            activation (those tensors) to factors.
+        outputs: which of several outputs something arrives at.
+        axes: of these, of the used tensors and of the results the axis that grows with the batch, `None` for none.
+        used: which of the tensors that the op takes.
+        elementwise: it is an activation's.
+        gate: it compares, or looks for the largest.
     """
 
-    stop: int
     module: GraphModule = field(repr=False)
-    activations: tuple[int, ...] = ()
-    batched: frozenset[int] = frozenset()
-    parameters: tuple[str, ...] = ()
+    outputs: tuple[int, ...]
+    axes: tuple[tuple[int | None, ...], ...]
+    used: tuple[int, ...]
+    elementwise: bool
+    gate: bool
+
+    def run(self, arrived: Sequence[Tensor], taken: Sequence[Tensor]) -> list[Tensor]:
+        """`[M, ...]` of each output, and the used tensors, to `[M, ...]` of each wanted input."""
+        classes = arrived[0].shape[0]
+        of_outputs, of_taken, of_results = self.axes
+        into = [g.movedim(0, axis).flatten(axis, axis + 1) for g, axis in zip(arrived, of_outputs, strict=True)]
+        repeated = [_repeated(tensor, axis, classes) for tensor, axis in zip(taken, of_taken, strict=True)]
+        sent = self.module(*into, *repeated)
+        return [g.unflatten(axis, (classes, -1)).movedim(axis, 0) for g, axis in zip(sent, of_results, strict=True)]
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Recorded gradients at some tensors: to its caller what a walk by rules is."""
-
-    records: tuple[Record, ...]
-
-    def amplifies(self, stop: int) -> bool:
-        """As `Walk.amplifies`: whether what is recorded compares, or looks for the largest."""
-        (module,) = (record.module for record in self.records if record.stop == stop)
-        return any(op_of(node).startswith(_GATES) for node in module.graph.nodes if node.op == "call_function")
-
-    @property
-    def taps(self) -> frozenset[int]:
-        """Numbers of the tensors of the forward pass that it needs."""
-        return frozenset(number for record in self.records for number in record.activations)
-
-    def run(self, seed: Tensor, tensors: Mapping[int, Tensor], parameter: Callable[[str], Tensor]) -> dict[int, Tensor]:
-        """As `Backward.run`, for `[M, N, K]`."""
-        classes, found = seed.shape[0], {}
-
-        def each_class(tensor: Tensor) -> Tensor:
-            return tensor.unsqueeze(0).expand(classes, *[-1] * tensor.dim()).flatten(0, 1)
-
-        for record in self.records:
-            read = [each_class(tensors[n]) if n in record.batched else tensors[n] for n in record.activations]
-            gradient = record.module(seed.flatten(0, 1), *read, *map(parameter, record.parameters))
-            found[record.stop] = gradient.unflatten(0, (classes, -1))
-        return found
+def _repeated(tensor: Tensor, axis: int | None, classes: int) -> Tensor:
+    """The same samples for every class."""
+    if axis is None:
+        return tensor
+    sizes = [-1] * tensor.dim()
+    return tensor.unsqueeze(axis).expand(*sizes[:axis], classes, *sizes[axis:]).flatten(axis, axis + 1)
 
 
-def record(graph: Graph, logits: Node, stop: Node, numbers: Mapping[Node, int]) -> Record:
-    """Records the gradient of the logits at a tensor.
+class Recorder:
+    """Records derivatives, those of ops that are alike once."""
 
-    Raises:
-        AttachError: it cannot be recorded; the message has torch's reason.
-    """
-    part, activations, parameters = _between(graph, logits, stop)
+    def __init__(self) -> None:
+        self._known: dict[str, Record] = {}
 
-    def gradient(seed, value, *others):
-        value = value.detach().requires_grad_()
-        return torch.autograd.grad(part(value, *others), value, seed)[0]
+    def back(
+        self, node: Node, op: Op, nodes: Mapping[Reference, Node], outputs: tuple[int, ...]
+    ) -> tuple[Back, list[Reference]]:
+        """The transposed derivative of an op, and the tensors of the forward pass that it reads.
 
-    inputs = [node.meta["val"] for node in (logits, *activations, *parameters)]
-    fake = inputs[0].fake_mode
-    inputs = [value if hasattr(value, "fake_mode") else fake.from_tensor(value, static_shapes=True) for value in inputs]
+        Args:
+            node: the op.
+            op: the same.
+            nodes: the tensors that it takes.
+            outputs: of several outputs those that the logits depend on.
+
+        Raises:
+            AttachError: it cannot be recorded; the message says why.
+        """
+        kinds = [(list(n.meta["val"].shape), n.meta["val"].dtype) for n in nodes.values()]
+        text = str((op.target, op.arguments, op.wanted, outputs, kinds))
+        for i, reference in enumerate(nodes):
+            text = text.replace(str(reference), f"tensor {i}")
+        if text not in self._known:
+            self._known[text] = _record(node, op, nodes, outputs)
+        record = self._known[text]
+        needed = [list(nodes)[i] for i in record.used]
+
+        def function(at: Local, g: Tensor) -> tuple[Tensor | None, ...]:
+            taken = [at.value(reference) for reference in needed]
+            if record.elementwise:
+                return broadcast(at, [g * factor for factor in record.module(*taken)])
+            sent = iter(record.run([at.parts[i] for i in outputs] if op.parts else [g], taken))
+            return tuple(next(sent) if wanted else None for wanted in op.wanted)
+
+        return Back(function, gate=record.gate, several=True), needed
+
+
+def _record(node: Node, op: Op, nodes: Mapping[Reference, Node], outputs: tuple[int, ...]) -> Record:
+    made = [node.meta["val"][i] for i in outputs] if op.parts else [node.meta["val"]]
+    fake = made[0].fake_mode
+    wanted = [list(nodes).index(Tap(read)) for read, wants in zip(op.reads, op.wanted, strict=True) if wants]
+    same_shape = (
+        len(nodes) and len(op.reads) == 1 and not op.parts and shape_of(nodes[Tap(op.reads[0])]) == shape_of(node)
+    )
+    elementwise = op.kind.role in (Role.GATES, Role.CURVES) and same_shape
+
+    def derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
+        arrived, taken = tensors[: len(made)], [*tensors[len(made) :]]
+        for i in wanted:
+            taken[i] = taken[i].detach().requires_grad_()
+        result = unrolled.run(node, dict(zip(nodes.values(), taken, strict=True)))
+        results = [result[i] for i in outputs] if op.parts else [result]
+        sent = torch.autograd.grad(results, [taken[i] for i in wanted], arrived, allow_unused=True)
+        return tuple(torch.zeros_like(taken[i]) if g is None else g for i, g in zip(wanted, sent, strict=True))
+
+    def factors(*taken: Tensor) -> tuple[Tensor, ...]:
+        return derivative(torch.ones_like(taken[wanted[0]]), *taken)
+
+    taken = [_in_full(_fake(n.meta["val"], fake), fake) for n in nodes.values()]
+    inputs = taken if elementwise else [*(_in_full(value, fake) for value in made), *taken]
     # torch knows how to write its backward ops as forward ones; what it lacks stands at the end of this file.
     known = torch._decomp.decomposition_table.items()
-    table = {op: written for op, written in known if "backward" in str(op)} | _WRITTEN
+    table = {of: written for of, written in known if "backward" in str(of)} | _WRITTEN
     try:
         with torch.enable_grad(), torch.inference_mode(False), fake:
-            module = make_fx(gradient, decomposition_table=table)(*inputs)
+            module = make_fx(factors if elementwise else derivative, decomposition_table=table)(*inputs)
     except Exception as error:
         raise AttachError(
-            f"explain: the logits must have a derivative by '{op_of(stop)}' {where(stop)}, got {first_line(error)}"
+            f"explain: '{op_of(node)}' {where(node)} must have a derivative that can be recorded, got "
+            f"{first_line(error)}"
         ) from error
-    if inputs[0].shape[0].node.expr.is_number:
-        raise AttachError(
-            f"explain: the gradient by '{op_of(stop)}' {where(stop)} must be that of any batch size, but an op behind "
-            f"it is one for which torch binds the batch to {inputs[0].shape[0]}; a later layer may do"
-        )
-    _sizes_from_batch(module.graph)
-    free_batch(module.graph)
-    follow_sizes(module.graph)
+    _must_be_free(node, [*made, *taken])
+    graph = module.graph
+    for copy in [n for n in graph.nodes if n.op == "call_function" and op_of(n) in ("detach", "alias")]:
+        copy.replace_all_uses_with(copy.args[0])
+    _sizes_from_batch(graph)
+    free_batch(graph)
+    follow_sizes(graph)
+    holders = graph.find_nodes(op="placeholder")
+    taken_by = holders if elementwise else holders[len(made) :]
+    used = tuple(i for i, holder in enumerate(taken_by) if holder.users)
+    for holder in [holder for holder in taken_by if not holder.users]:
+        graph.erase_node(holder)
     module.recompile()
-    return Record(
-        stop=numbers[stop],
-        module=module,
-        activations=tuple(numbers[node] for node in activations),
-        batched=frozenset(numbers[n] for n in activations if isinstance([*n.meta["val"].shape, 1][0], torch.SymInt)),
-        parameters=tuple(str(node.target) for node in parameters),
+    gate = any(n.op == "call_function" and op_of(n).startswith(_GATES) for n in graph.nodes)
+    if elementwise:
+        return Record(module, outputs, ((), (), ()), used, True, gate)
+    groups = (made, [taken[i] for i in used], [taken[i] for i in wanted])
+    axes = tuple(tuple(_batch_axis(node, value) for value in group) for group in groups)
+    if None in (*axes[0], *axes[2]):
+        raise _mixes(node)
+    record = Record(module, outputs, axes, used, False, gate)
+    _try(node, record, made, groups[1])
+    return record
+
+
+def _fake(value: Tensor, fake) -> Tensor:
+    return value if hasattr(value, "fake_mode") else fake.from_tensor(value, static_shapes=True)
+
+
+def _in_full(value: Tensor, fake) -> Tensor:
+    """Walks compute in float32 at least."""
+    with fake:
+        return value.float() if value.dtype in _HALF else value
+
+
+def _must_be_free(node: Node, values: Sequence[Tensor]) -> None:
+    sizes = [n for value in values for n in value.shape if isinstance(n, torch.SymInt)]
+    bound = [n for n in sizes if n.node.expr.is_number]
+    if bound:
+        raise AttachError(
+            f"explain: the gradient of '{op_of(node)}' {where(node)} must be that of any batch size, but torch binds "
+            f"the batch there to {bound[0]}; a later layer may do"
+        )
+
+
+def _batch_axis(node: Node, value: Tensor) -> int | None:
+    free = [i for i, n in enumerate(value.shape) if isinstance(n, torch.SymInt)]
+    if len(free) > 1:
+        raise _mixes(node)
+    return free[0] if free else None
+
+
+def _mixes(node: Node) -> AttachError:
+    return AttachError(
+        f"explain: there is no rule for '{op_of(node)}' {where(node)}, which must treat the samples of a batch one by "
+        "one, and mixes them"
     )
 
 
+def _try(node: Node, record: Record, made: Sequence[Tensor], taken: Sequence[Tensor]) -> None:
+    """Two classes at once are one after the other, on random values.
+
+    Raises:
+        AttachError: they are not; the op mixes the samples, or the recorded graph runs at one batch size only.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def random(value: Tensor, *front: int) -> Tensor:
+        lengths = [
+            int(n.node.expr.subs(dict.fromkeys(n.node.expr.free_symbols, 2))) if isinstance(n, torch.SymInt) else n
+            for n in value.shape
+        ]
+        uniform = torch.rand(*front, *lengths, generator=generator)
+        if value.dtype.is_floating_point:
+            return (0.1 + 0.8 * uniform).to(value.dtype)
+        return (uniform > 0.5) if value.dtype == torch.bool else torch.zeros_like(uniform, dtype=value.dtype)
+
+    with torch.no_grad(), torch.inference_mode(False):
+        arrived, given = [random(value, 2) for value in made], [random(value) for value in taken]
+        module, device = record.module, taken[0].device if taken else made[0].device
+        try:
+            arrived, given = [[t.to(device) for t in tensors] for tensors in (arrived, given)]
+            together = record.run(arrived, given)
+            alone = [
+                torch.stack(parts)
+                for parts in zip(*(module(*(g[m] for g in arrived), *given) for m in range(2)), strict=True)
+            ]
+        except Exception as error:
+            raise AttachError(
+                f"explain: the gradient of '{op_of(node)}' {where(node)} must be that of any batch size, got {error}"
+            ) from error
+    for ours, theirs in zip(together, alone, strict=True):
+        if not (ours - theirs).abs().max() <= 1e-3 * theirs.abs().max():
+            raise _mixes(node)
+
+
 def _sizes_from_batch(graph: Graph) -> None:
-    """Every size that is the batch or a multiple of it, however it was computed, from the batch itself."""
-    first = next(iter(graph.find_nodes(op="placeholder")))
-    batch = first.meta["val"].shape[0].node.expr
-    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-        size = graph.call_method("size", (first, 0))
+    """Every size that is the batch, a multiple or a part of it, however it was computed, from one input's."""
+    free = (
+        (holder, axis, length.node.expr)
+        for holder in graph.find_nodes(op="placeholder")
+        for axis, length in enumerate(holder.meta["val"].shape)
+        if isinstance(length, torch.SymInt)
+    )
+    holder, axis, batch = next(free, (None, 0, None))
+    if holder is None:
+        return
+    first = next(n for n in graph.nodes if n.op != "placeholder")
+    with graph.inserting_before(first):
+        size = graph.call_method("size", (holder, axis))
     for node in list(graph.nodes):
         value = node.meta.get("val")
         if node.op == "call_function" and isinstance(value, torch.SymInt):
             times = value.node.expr / batch
-            if times.is_Integer:
+            if times.is_Rational:
                 with graph.inserting_before(node):
-                    multiple = size if times == 1 else graph.call_function(operator.mul, (size, int(times)))
+                    multiple = size if times.p == 1 else graph.call_function(operator.mul, (size, int(times.p)))
+                    if times.q != 1:
+                        multiple = graph.call_function(operator.floordiv, (multiple, int(times.q)))
                 node.replace_all_uses_with(multiple)
-
-
-def _between(graph: Graph, logits: Node, stop: Node) -> tuple[GraphModule, list[Node], list[Node]]:
-    """The network from the stop to the logits as a function of the stop, other activations, and parameters."""
-    order = list(graph.nodes)
-    order = order[: order.index(logits) + 1]
-    leads = {stop}
-    for node in order:
-        if any(read in leads for read in node.all_input_nodes):
-            leads.add(node)
-    inside = [node for node in order if node in leads and node is not stop]
-    outside = dict.fromkeys(read for node in inside for read in node.all_input_nodes if read not in leads)
-    sizes = [node for node in outside if not isinstance(node.meta.get("val"), Tensor)]
-    parameters = [node for node in outside if node.op == "get_attr"]
-    activations = [stop, *(n for n in outside if n not in sizes and n not in parameters)]
-    part, copies = Graph(), {}
-    for node in (*activations, *parameters):
-        copies[node] = part.placeholder(node.name)
-        copies[node].meta = dict(node.meta)
-
-    def copy_size(node: Node) -> Node:
-        """The batch, which is that of the tensors here, or a multiple of it."""
-        if node not in copies:
-            batch = node.op == "call_method"
-            copies[node] = part.call_method("size", (copies[stop], 0)) if batch else part.node_copy(node, copy_size)
-        return copies[node]
-
-    for node in sizes:
-        copy_size(node)
-    for node in inside:
-        copies[node] = part.node_copy(node, lambda n: copies[n])
-        if op_of(node).startswith("adaptive_avg_pool") and set(node.args[1]) == {1}:
-            # Where channels come last in memory it sets strides, whose gradient no exporter has.
-            axes = list(range(2, node.meta["val"].dim()))
-            copies[node].target, copies[node].args = aten.mean.dim, (copies[node].args[0], axes, True)
-    part.output(copies[logits])
-    return GraphModule(torch.nn.Module(), part), activations, parameters
+    if not size.users:
+        graph.erase_node(size)
 
 
 def _convolution_back(g, x, weight, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask):
+    if mask[1] or transposed:
+        raise NotImplementedError("a convolution whose weights depend on the clip")
     sent = adjoints.conv_adjoint(g, weight, x.shape[2:], stride, padding, dilation, groups) if mask[0] else None
     return sent, None, None
 
 
 def _max_pool_back(g, x, kernel, stride, padding, dilation, ceil_mode, indices):
+    return _to_winners(g, x, indices)
+
+
+def _to_winners(g, x, indices):
     sent = torch.zeros_like(x).flatten(2).scatter_add(2, indices.flatten(2), g.flatten(2))
     return sent.unflatten(2, x.shape[2:])
 
@@ -197,4 +301,6 @@ _WRITTEN = {
     aten.convolution_backward.default: _convolution_back,
     aten.max_pool3d_with_indices_backward.default: _max_pool_back,
     aten.max_pool2d_with_indices_backward.default: _max_pool_back,
+    aten.adaptive_max_pool3d_backward.default: _to_winners,
+    aten.adaptive_max_pool2d_backward.default: _to_winners,
 }

@@ -1,97 +1,36 @@
 """From the logits back to a tensor of the network, as ordinary forward ops: what autograd would do, without autograd.
 
-A network's captured dataflow (:mod:`clipsight.dataflow`) is read backwards from the logits. For each op a rule says how
-what has arrived at its output - a gradient, or relevance - goes on to its inputs. The rules of one method are one
-table, op -> `Rule`: :mod:`clipsight.backward.gradient` and :mod:`clipsight.backward.relevance` have them. They compute
-with the tensors of the forward pass, which the rewired network gives out, and so the whole is a forward graph that
-can be traced and exported; nothing is hooked, and nothing needs a gradient at run time.
-
-What arrives has M classes in front: `[M, B, ...]` for a tensor `[B, ...]`, so that rules read the tensors of the
-forward pass as they are, once for all classes; B is the batch, or batch times frames in a 2-D network.
+A network's captured dataflow is read backwards from the logits. For each op a rule says how what has arrived at its
+output - a gradient, or relevance - goes on to its inputs. The rules of one method are one table, from the kinds and the
+roles of :mod:`clipsight.graph.table` to a `Rule`: :mod:`clipsight.backward.gradient` and
+:mod:`clipsight.backward.relevance` have them. What they are all made from, an op's transposed derivative, stands once:
+by hand in :mod:`clipsight.backward.maps` and :mod:`clipsight.backward.derivatives`, or else recorded from autograd for
+that op alone (:mod:`clipsight.backward.traced`). They compute with the tensors of the forward pass, which the rewired
+network gives out, and so the whole is a forward graph that can be traced and exported; nothing is hooked, and nothing
+needs a gradient at run time.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ..dataflow import AttachError, op_of, shape_of, where
-from . import maps
-from .traced import Recorded, record
+from ..dataflow import AttachError, where
+from ..graph.table import Kind, Role, kind_of, op_name, varying
+from .derivatives import NONLINEAR
+from .maps import LINEAR
+from .rules import Local, Op, Parameter, Rules, Shape, Tap, each_read
+from .traced import Recorder, Reference
 
-# Ops that are one to the rules.
-_SAME = {
-    **dict.fromkeys(("conv3d", "conv2d"), "conv"),
-    **dict.fromkeys(("max_pool3d", "max_pool2d"), "max_pool"),
-    **dict.fromkeys(("avg_pool3d", "avg_pool2d"), "avg_pool"),
-    **dict.fromkeys(("adaptive_avg_pool3d", "adaptive_avg_pool2d"), "adaptive_avg_pool"),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), "reshape"),
-    **dict.fromkeys(("permute", "transpose", "movedim"), "permute"),
-    **dict.fromkeys(("clone", "contiguous", "alias", "detach", "to", "_to_copy"), "identity"),
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "native_dropout"), "dropout"),
-    **dict.fromkeys(("cat", "concat", "concatenate"), "cat"),
-    **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
-}
+__all__ = ["Backward", "Rules", "Walk", "ancestors", "find_backward", "one_hot"]
 
-
-class Rule(NamedTuple):
-    """What an op's inputs receive, and which tensors of the forward pass that needs: "x" its inputs, "y" its output.
-
-    The function takes a `Local` and gives a tensor `[M, B, ...]`, or one for each input.
-    """
-
-    function: Callable[[Local], Tensor | tuple[Tensor, ...]]
-    needs: str = ""
-    gate: bool = False  # lets through or holds back, by a comparison that rounding may turn
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Base class of the methods: a frozen dataclass of options, with a table of rules."""
-
-    method: ClassVar[str]
-    table: ClassVar[Mapping[str, Rule]]
-    folds: ClassVar[bool] = False  # batch norms into the convolution in front of them
-    divides: ClassVar[bool] = False  # by what may be tiny, and rounding errors around it are not
-    derivative: ClassVar[bool] = False  # what the rules say is the derivative, so that autograd knows the rest
-
-    def describe_missing(self) -> str:
-        return f"{self.method} has rules for {', '.join(sorted(self.table))}; more can be added to its table"
-
-
-@dataclass(frozen=True)
-class Op:
-    """One op of the network.
-
-    Attributes:
-        kind: its key in the tables.
-        name: module path, for messages.
-        made: number of the tensor that it gives.
-        reads: numbers of the tensors that it takes, parameters left out; `None` for one that is of no interest.
-        shapes: of these, without the batch axis.
-        arguments: all others by the names of the op's schema; parameters by `Parameter`.
-        norm: arguments of the batch norm that is folded into it.
-        first: no other layer with weights stands between the clip and it.
-    """
-
-    kind: str
-    name: str
-    made: int
-    reads: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    arguments: dict[str, Any]
-    norm: dict[str, Any] | None = None
-    first: bool = False
-
-
-@dataclass(frozen=True)
-class Parameter:
-    name: str
+BACK = LINEAR | NONLINEAR
 
 
 @dataclass(frozen=True)
@@ -103,7 +42,6 @@ class Walk:
         stops: the numbers of the tensors where it ends.
         wanted: numbers of the tensors that lead to a stop.
         taps: numbers of the tensors of the forward pass that the rules need.
-        leading: the ops between the clip and the first layer, which the clip's box of values goes through.
     """
 
     rules: Rules
@@ -112,7 +50,6 @@ class Walk:
     stops: tuple[int, ...]
     wanted: frozenset[int]
     taps: frozenset[int]
-    leading: tuple[Node, ...] = field(default=(), repr=False)
 
     def amplifies(self, stop: int) -> bool:
         """Whether what arrives at a stop has come through gates, or divisions by what may be tiny."""
@@ -121,84 +58,18 @@ class Walk:
         leads = {stop}
         for op in reversed(self.ops):
             if leads.intersection(op.reads):
-                if self.rules.table[op.kind].gate:
+                if op.back.gate:
                     return True
                 leads.add(op.made)
         return False
 
 
-class Local:
-    """What a rule sees: one op, what has arrived at its output, and the tensors of the forward pass around it."""
-
-    def __init__(
-        self, op: Op, g: Tensor, rules: Rules, tensors: Mapping[int, Tensor], parameter, clip, leading
-    ) -> None:
-        self.op, self.g, self.rules = op, g, rules
-        self._tensors, self._parameter, self._clip, self._leading = tensors, parameter, clip, leading
-
-    @property
-    def x(self) -> Tensor:
-        """The op's first input, `[B, ...]`."""
-        return self.inputs[0]
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        return [self._tensors[read] for read in self.op.reads]
-
-    @property
-    def y(self) -> Tensor:
-        """The op's output, behind the batch norm that is folded into it."""
-        return self._tensors[self.op.made]
-
-    def __getitem__(self, argument: str) -> Any:
-        """An argument of the op by the name in its schema."""
-        return self._value(self.op.arguments[argument])
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's, times the scale of the batch norm that is folded into it."""
-        weight = self["weight"]
-        if self.op.norm is None:
-            return weight
-        scale = norm_scale({name: self._value(self.op.norm[name]) for name in ("weight", "running_var", "eps")})
-        return weight * scale.view(-1, *[1] * (weight.dim() - 1))
-
-    def _value(self, value: Any) -> Any:
-        return self._parameter(value.name) if isinstance(value, Parameter) else value
-
-    def apply(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The op, if it is linear, on another input or with another weight, without its bias."""
-        return maps.MAPS[self.op.kind].apply(self, x, weight)
-
-    def adjoint(self, g: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The transposed op: `[M, B, ...]` of the output to `[M, B, ...]` of the input."""
-        return maps.MAPS[self.op.kind].adjoint(self, g, weight)
-
-    @property
-    def clip(self) -> Tensor:
-        return self._tensors[self._clip]
-
-    def along(self, volume: Tensor) -> Tensor:
-        """What the ops between the clip and the first layer make of a volume like the clip."""
-        return self._leading(volume)
-
-
-def norm_scale(arguments: Mapping[str, Any]) -> Tensor:
-    """The factor of each channel in a batch norm in eval mode."""
-    scale = (arguments["running_var"] + arguments["eps"]).rsqrt()
-    return scale if arguments["weight"] is None else scale * arguments["weight"]
-
-
-# ---- Planning -------------------------------------------------------------------------------------------------------
-
-
 class Backward(NamedTuple):
     """Every walk through a network, and the nodes whose tensors they need, by number."""
 
-    walks: dict[Rules, Walk | Recorded]
+    walks: dict[Rules, Walk]
     nodes: dict[int, Node]
     stops: dict[Hashable, int]
-    clip: int
 
     def amplifies(self, rules: Rules, place: Hashable) -> bool:
         """Whether a rounding error may become a larger one on the way back to a place."""
@@ -216,30 +87,35 @@ class Backward(NamedTuple):
             parameter: the network's parameters and buffers by name.
 
         Returns:
-            What arrives at each stop, by number: `[M, B, ...]`.
+            What arrives at each stop, by number: `[M, ...]`.
         """
         walk = self.walks[rules]
-        if isinstance(walk, Recorded):
-            return walk.run(seed, tensors, parameter)
-
-        def leading(volume: Tensor) -> Tensor:
-            values = {self.nodes[self.clip]: volume}
-            for node in walk.leading:
-                args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)
-            return volume if not walk.leading else values[walk.leading[-1]]
-
-        arrived = {walk.logits: seed}
+        arrived: dict[int, Any] = {walk.logits: seed}
         for op in walk.ops:
-            g = arrived[op.made] if op.made in walk.stops else arrived.pop(op.made, None)
+            g = arrived.get(op.made) if op.made in walk.stops else arrived.pop(op.made, None)
             if g is None:
                 continue
-            local = Local(op, g, rules, tensors, parameter, self.clip, leading)
-            sent = rules.table[op.kind].function(local)
-            for read, part in zip(op.reads, sent if isinstance(sent, tuple) else (sent,), strict=True):
-                if read in walk.wanted:
-                    arrived[read] = arrived[read] + part if read in arrived else part
-        return {stop: arrived[stop] for stop in walk.stops}
+            if op.kind.name == PART:
+                _add(arrived.setdefault(op.reads[0], {}), op.fixed, g)
+                continue
+            sent = op.rule.function(Local(op, g, rules, tensors, parameter))
+            for read, wanted, part in zip(op.reads, op.wanted, each_read(sent), strict=True):
+                if wanted and part is not None:
+                    _add(arrived, read, part)
+        return {stop: arrived[stop] if stop in arrived else _nothing(tensors[stop], seed) for stop in walk.stops}
+
+
+def _add(sums: dict[int, Tensor], key: int, part: Tensor) -> None:
+    sums[key] = sums[key] + part if key in sums else part
+
+
+def _nothing(tensor: Tensor, seed: Tensor) -> Tensor:
+    return torch.zeros_like(tensor).unsqueeze(0).expand(seed.shape[0], *[-1] * tensor.dim())
+
+
+# ---- Planning -------------------------------------------------------------------------------------------------------
+
+PART = "one of several outputs"
 
 
 def find_backward(
@@ -256,66 +132,267 @@ def find_backward(
     Raises:
         AttachError: an op on the way has no rule.
     """
-    numbers = {node: i for i, node in enumerate(graph.nodes)}
     by_rules: dict[Rules, list[Node]] = {}
     for rules, stop in wanted:
         by_rules.setdefault(rules, []).append(stops[stop])
-    walks = {rules: _walk(graph, logits, rules, list(dict.fromkeys(ends)), numbers) for rules, ends in by_rules.items()}
-    clip = next(iter(graph.find_nodes(op="placeholder")))
-    taps = {numbers[node] for node in (clip, *stops.values())}.union(*(walk.taps for walk in walks.values()))
+    planner = _Planner(graph, logits)
+    walks = {rules: planner.walk(rules, list(dict.fromkeys(ends))) for rules, ends in by_rules.items()}
+    clips = graph.find_nodes(op="placeholder")
+    taps = {planner.numbers[node] for node in (*clips, *stops.values())}.union(*(walk.taps for walk in walks.values()))
     return Backward(
         walks=walks,
-        nodes={numbers[node]: node for node in graph.nodes if numbers[node] in taps},
-        stops={place: numbers[node] for place, node in stops.items()},
-        clip=numbers[clip],
+        nodes={number: node for node, number in planner.numbers.items() if number in taps},
+        stops={place: planner.numbers[node] for place, node in stops.items()},
     )
 
 
-def _walk(graph: Graph, logits: Node, rules: Rules, stops: list[Node], numbers: dict[Node, int]) -> Walk | Recorded:
-    try:
-        return _plan(graph, logits, rules, stops, numbers)
-    except AttachError:
-        if not rules.derivative:
-            raise
-        return Recorded(tuple(record(graph, logits, stop, numbers) for stop in stops))
+class _Planner:
+    """What all walks through a graph share.
 
+    Attributes:
+        numbers: of all nodes.
+    """
 
-def _plan(graph: Graph, logits: Node, rules: Rules, stops: list[Node], numbers: dict[Node, int]) -> Walk:
-    behind = ancestors(logits)
-    leads = set(stops)  # nodes that depend on a stop
-    for node in graph.nodes:
-        moves = not isinstance(node.meta.get("val"), (int, torch.SymInt))  # a tensor's size is no way to it
-        if moves and node in behind and any(read in leads for read in node.all_input_nodes):
-            leads.add(node)
-    before_first = _before_first(graph) if rules.folds else set()
-    ops, taps, folded = [], set(), {}
-    for node in reversed(graph.nodes):
-        if node not in leads or node not in behind or (node in stops and not _passes(node, stops)):
-            continue
-        if node in folded:
-            continue
-        norm, made = None, node
-        if rules.folds and _foldable(node):
-            norm, node = node, node.args[0]
-            folded[node] = made
-        op = _op(node, made, norm, numbers, first=node in before_first)
-        rule = rules.table.get(op.kind)
-        if rule is None or not all(_has_batch(n) for n in (made, *_inputs(node))):
+    def __init__(self, graph: Graph, logits: Node) -> None:
+        self.graph, self.logits = graph, logits
+        self.numbers = {node: i for i, node in enumerate(graph.nodes)}
+        self.behind = ancestors(logits)
+        self.varying = varying(graph)
+        self.kinds = {node: self._kind(node) for node in graph.nodes if node in self.varying}
+        self.recorder = Recorder()
+
+    def walk(self, rules: Rules, stops: list[Node]) -> Walk:
+        leads = set().union(*(self._leads(stop) for stop in stops))
+        first = self._first() if rules.folds else {}
+        ops, taps, folded = [], set(), set()
+        for node in reversed(self.graph.nodes):
+            if node not in leads or (node in stops and not _passes(node, stops)) or node in folded:
+                continue
+            norm, made = None, node
+            if rules.folds and self._folds(node):
+                norm, node = node, node.args[0]
+                folded.add(node)
+            op = self._op(node, made, norm, leads, first.get(node))
+            if op.kind.name != PART:
+                op, needed = self._with_rule(rules, op, node, leads)
+                taps |= needed
+            ops.append(op)
+        return Walk(
+            rules=rules,
+            ops=tuple(ops),
+            logits=self.numbers[self.logits],
+            stops=tuple(self.numbers[stop] for stop in stops),
+            wanted=frozenset(self.numbers[node] for node in leads),
+            taps=frozenset(taps),
+        )
+
+    def _leads(self, stop: Node) -> set[Node]:
+        """All between a stop and the logits that has a derivative by it.
+
+        Raises:
+            AttachError: the logits have none.
+        """
+        leads, ends = {stop}, []
+        for node in self.graph.nodes:
+            if node in self.behind and node in self.varying and any(read in leads for read in node.all_input_nodes):
+                if _is_float(node.meta["val"]) and self.kinds[node].role is not Role.COUNTS:
+                    leads.add(node)
+                else:
+                    ends.append(node)
+        if self.logits not in leads:
+            behind = f"behind '{op_name(ends[-1])}' {where(ends[-1])}" if ends else "by what they are computed from"
             raise AttachError(
-                f"explain: {rules.method} has no rule for '{op.kind}' {where(node)}; " + rules.describe_missing()
+                f"explain: the logits must have a derivative by '{op_name(stop)}' {where(stop)}, {behind} they do not"
             )
-        taps |= set(op.reads) if "x" in rule.needs else set()
-        taps |= {op.made} if "y" in rule.needs else set()
-        ops.append(op)
-    return Walk(
-        rules=rules,
-        ops=tuple(ops),
-        logits=numbers[logits],
-        stops=tuple(numbers[stop] for stop in stops),
-        wanted=frozenset(numbers[node] for node in leads),
-        taps=frozenset(taps),
-        leading=tuple(_leading(graph, before_first)) if rules.folds else (),
-    )
+        return leads
+
+    def _kind(self, node: Node) -> Kind:
+        if node.target is operator.getitem:
+            return Kind(PART, Role.MOVES)
+        return kind_of(node, self.varying) if node.op == "call_function" else Kind(node.op, Role.UNKNOWN)
+
+    def _op(self, node: Node, made: Node, norm: Node | None, leads: set[Node], first: tuple[Node, bool] | None) -> Op:
+        kind, reads, value = self.kinds[node], self._reads(node), node.meta["val"]
+        outputs = value if isinstance(value, (tuple, list)) else ()
+        if (own := self._gated_by_itself(node)) and all(read in leads for _, read in reads):
+            (kind, x), reads = own, [("self", own[1])]
+        op = Op(
+            kind=kind,
+            target=node.target,
+            name=where(node),
+            made=self.numbers[made],
+            reads=tuple(self.numbers[read] for _, read in reads),
+            names=tuple(name for name, _ in reads),
+            wanted=tuple(read in leads for _, read in reads),
+            signals=self._signals([read for _, read in reads]),
+            shapes=tuple(_shape(read.meta["val"]) for _, read in reads),
+            made_shape=_shape(outputs[0] if outputs else value),
+            arguments=self._arguments(node),
+            norm=None if norm is None else self._arguments(norm),
+            parts=tuple(map(_shape, outputs)),
+        )
+        if kind.name == PART:
+            return replace(op, fixed=node.args[1])
+        if kind.role is Role.WEIGHS:
+            op = replace(op, weight=self._weight(node, op))
+        if first is not None:
+            clip, moved = first
+            return replace(
+                op, clip=self.numbers[clip], leading=reads[0][1] if reads[0][1] is not clip else None, moved=moved
+            )
+        return op
+
+    def _with_rule(self, rules: Rules, op: Op, node: Node, leads: set[Node]) -> tuple[Op, set[int]]:
+        """With the rule of a method, and the numbers of the tensors of the forward pass that it needs."""
+        rule = rules.rule(op.kind)
+        if rule is None:
+            name = op.kind.name if " " in op.kind.name else op_name(node)
+            raise AttachError(f"explain: {rules.method} has no rule for '{name}' {op.name}; {rules.describe_missing()}")
+        needs, taps = set(rule.needs), set()
+        op = replace(op, rule=rule)
+        if "b" in needs:
+            outputs = tuple(sorted({user.args[1] for user in node.users if user in leads})) if op.parts else ()
+            back = BACK.get(op.kind.name)
+            if back is not None:
+                op = replace(op, back=back, fixed=back.fix(node) if back.fix else None)
+            if back is None or not back.fits(op) or (any(outputs) and not back.several):
+                back, references = self.recorder.back(node, op, self._tensors(node), outputs)
+                op = replace(op, back=back)
+                taps |= {reference.number for reference in references if isinstance(reference, Tap)}
+            needs |= set(back.needs(op) if callable(back.needs) else back.needs)
+        taps |= set(op.reads) if "x" in needs else set()
+        taps |= {op.made} if "y" in needs else set()
+        if "c" in needs:
+            values = [*op.arguments.values(), *(op.norm or {}).values()]
+            constant = [each for value in values for each in (value if isinstance(value, list) else [value])]
+            taps |= {each.number for each in constant if isinstance(each, Tap)} - set(op.reads)
+        return op, taps
+
+    # ---- What an op reads --------------------------------------------------------------------------------------
+
+    def _reads(self, node: Node) -> list[tuple[str, Node]]:
+        """The tensors that it takes and that depend on the clip, by argument, one that is read twice two times."""
+        if node.target is operator.getitem:
+            return [("self", node.args[0])]
+        found: list[tuple[str, Node]] = []
+        for name, value in _by_name(node).items():
+            values = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
+            for i, each in values:
+                if isinstance(each, Node) and each in self.varying and _is_float(each.meta["val"]):
+                    found.append((name if i is None else f"{name}.{i}", each))
+        return found
+
+    def _reference(self, node: Node) -> Reference:
+        return Parameter(str(node.target)) if node.op == "get_attr" else Tap(self.numbers[node])
+
+    def _tensors(self, node: Node) -> dict[Reference, Node]:
+        tensors = (read for read in node.all_input_nodes if isinstance(read.meta.get("val"), Tensor))
+        return {self._reference(read): read for read in tensors}
+
+    def _arguments(self, node: Node) -> dict[str, Any]:
+        """By the names of the op's schema, tensors as what stands for them; a size that is computed is left out."""
+
+        def plain(value):
+            if isinstance(value, Node):
+                return self._reference(value) if isinstance(value.meta.get("val"), Tensor) else None
+            return value
+
+        arguments = {} if node.target is operator.getitem else _by_name(node)
+        return {
+            name: [plain(each) for each in value] if isinstance(value, (list, tuple)) else plain(value)
+            for name, value in arguments.items()
+        }
+
+    def _weight(self, node: Node, op: Op) -> str:
+        """The argument of a layer that has its weights."""
+        if "weight" in op.arguments:
+            return "weight"
+        bias = {"addmm": "self", "baddbmm": "self"}.get(op_name(node))
+        for name, value in op.arguments.items():
+            for i, each in enumerate(value) if isinstance(value, list) else [(None, value)]:
+                if isinstance(each, (Tap, Parameter)) and name != bias:
+                    full = name if i is None else f"{name}.{i}"
+                    if full not in op.names:
+                        return full
+        return ""
+
+    def _gated_by_itself(self, node: Node) -> tuple[Kind, Node] | None:
+        """Of `x * sigmoid(x)`, which is a SiLU, and `x * hardsigmoid(x)`: its kind, and x."""
+        if self.kinds[node].name == "mul":
+            for gate, x in (node.args[:2], node.args[1::-1]):
+                kind = {"sigmoid": "silu", "hardsigmoid": "hardswish"}.get(op_name(gate))
+                if kind and gate.args[0] is x:
+                    return Kind(kind, Role.CURVES), x
+        return None
+
+    def _signals(self, reads: list[Node]) -> tuple[float, ...]:
+        """Of a product what share each factor has: none of it a gate or an attention, where others are none."""
+        gates = [self._squashed(read) for read in reads]
+        if all(gates):
+            gates = [False] * len(reads)
+        return tuple(0.0 if gate else 1 / gates.count(False) for gate in gates)
+
+    def _squashed(self, node: Node) -> bool:
+        """Whether it is what a sigmoid or a softmax gives, moved or scaled."""
+        while node in self.kinds and self.kinds[node].role in (Role.MOVES, Role.SCALES):
+            reads = self._reads(node)
+            if len(reads) != 1:
+                return False
+            node = reads[0][1]
+        return node in self.kinds and self.kinds[node].name in ("sigmoid", "hardsigmoid", "softmax")
+
+    # ---- Layers ------------------------------------------------------------------------------------------------
+
+    def _folds(self, node: Node) -> bool:
+        """A batch norm behind a convolution whose output nothing else reads."""
+        if self.kinds[node].name != "batch_norm" or node not in self.kinds:
+            return False
+        before = node.args[0]
+        return before in self.kinds and self.kinds[before].name == "conv" and len(before.users) == 1
+
+    def _first(self) -> dict[Node, tuple[Node, bool]]:
+        """Layers with weights that read the clip through no other such layer, and which clip.
+
+        The truth value is whether the ops between the two change values, one by one along a straight line, and do not
+        only move them.
+        """
+        free = {clip: (clip, False) for clip in self.graph.find_nodes(op="placeholder")}
+        first: dict[Node, tuple[Node, bool]] = {}
+        for node, kind in self.kinds.items():
+            reads = [read for _, read in self._reads(node)] if node.op == "call_function" else []
+            if not reads or not all(read in free for read in reads) or len({free[read][0] for read in reads}) > 1:
+                continue
+            clip, moved = free[reads[0]][0], any(free[read][1] for read in reads)
+            if kind.role is Role.WEIGHS or kind.name == "batch_norm":
+                first[node] = (clip, moved)
+            elif kind.role is Role.MOVES:
+                free[node] = (clip, moved)
+            elif kind.name in ("scale", "unscale") or (kind.role is Role.ADDS and len(reads) == 1):
+                free[node] = (clip, True)
+        return first
+
+
+def _by_name(node: Node) -> dict[str, Any]:
+    """An op's arguments by the names in its schema."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        raise AttachError(f"explain: no head knows how to go back through '{node.target}' {where(node)}")
+    found = {}
+    for i, argument in enumerate(schema.arguments):
+        default = argument.default_value if argument.has_default_value() else None
+        found[argument.name] = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default)
+    return found
+
+
+def _is_float(value: Any) -> bool:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return any(isinstance(each, Tensor) and each.is_floating_point() for each in values)
+
+
+def _shape(value: Any) -> Shape:
+    if isinstance(value, (tuple, list)):
+        return ()
+    return tuple(n if isinstance(n, int) else None for n in value.shape) if isinstance(value, Tensor) else ()
 
 
 def _passes(node: Node, stops: list[Node]) -> bool:
@@ -332,102 +409,6 @@ def ancestors(node: Node) -> set[Node]:
                 found.add(before)
                 waiting.append(before)
     return found
-
-
-def _op(node: Node, made: Node, norm: Node | None, numbers: dict[Node, int], first: bool) -> Op:
-    inputs = _inputs(node)
-    return Op(
-        kind=kind_of(node),
-        name=where(node),
-        made=numbers[made],
-        reads=tuple(numbers[n] for n in inputs),
-        shapes=tuple(tuple(n.meta["val"].shape[1:]) for n in inputs),
-        arguments=_arguments(node),
-        norm=None if norm is None else _arguments(norm),
-        first=first,
-    )
-
-
-def _arguments(node: Node) -> dict[str, Any]:
-    """By the names of the op's schema: parameters by name, tensors of the forward pass left out."""
-
-    def plain(value):
-        if isinstance(value, Node):
-            return Parameter(value.target) if value.op == "get_attr" else None
-        return value
-
-    found = {}
-    for i, argument in enumerate(node.target._schema.arguments):
-        default = argument.default_value if argument.has_default_value() else None
-        value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default)
-        found[argument.name] = [plain(v) for v in value] if isinstance(value, (list, tuple)) else plain(value)
-    return found
-
-
-def _inputs(node: Node) -> list[Node]:
-    """The tensors of the forward pass that an op takes."""
-    found: list[Node] = []  # one that is read twice stands here twice
-    if node.op == "call_function":
-        torch.fx.node.map_arg((node.args, node.kwargs), found.append)
-    return [n for n in found if n.op != "get_attr" and isinstance(n.meta.get("val"), Tensor)]
-
-
-def _has_batch(node: Node) -> bool:
-    """The first axis, and only that, grows with the batch."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dim() == 0 or not value.is_floating_point():
-        return False
-    first, *others = value.shape
-    return not isinstance(first, int) and all(isinstance(length, int) for length in others)
-
-
-def _foldable(node: Node) -> bool:
-    """A batch norm behind a convolution whose output nothing else reads."""
-    if op_of(node) != "batch_norm":
-        return False
-    before = node.args[0]
-    return kind_of(before) == "conv" and len(before.users) == 1
-
-
-_WITH_WEIGHTS = ("conv", "linear", "batch_norm")
-_SHAPES_ONLY = ("pad", "reshape", "permute", "identity")
-
-
-def kind_of(node: Node) -> str:
-    """The key of an op in the tables of rules; what the rules of an op do not cover has another name."""
-    if node.op != "call_function":
-        return ""
-    name = op_of(node)
-    kind, inputs = _SAME.get(name, name), _inputs(node)
-    if kind in ("add", "mul", "div"):
-        if len(inputs) == 1 and inputs[0] is node.args[0]:
-            return kind if kind == "add" else "scale" if kind == "mul" else "unscale"
-        if kind == "add" and len({shape_of(n) for n in inputs}) > 1:
-            return "broadcast add"
-    if kind == "pad" and name == "pad" and (node.args[2:] or ("constant",))[0] != "constant":
-        return f"{node.args[2]} pad"
-    return kind
-
-
-def _before_first(graph: Graph) -> set[Node]:
-    """Layers with weights that read the clip through no other such layer."""
-    free = set(graph.find_nodes(op="placeholder"))
-    first = set()
-    for node in graph.nodes:
-        if node.op == "call_function" and any(read in free for read in node.all_input_nodes):
-            if kind_of(node) in _WITH_WEIGHTS:
-                first.add(node)
-            elif kind_of(node) in _SHAPES_ONLY:
-                free.add(node)
-    return first
-
-
-def _leading(graph: Graph, first: set[Node]) -> list[Node]:
-    """The ops between the clip and the first layer, where there is one such layer."""
-    if len(first) != 1:
-        return []
-    behind = ancestors(next(iter(first)))
-    return [n for n in graph.nodes if n in behind and n not in first and n.op == "call_function"]
 
 
 def one_hot(chosen: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:

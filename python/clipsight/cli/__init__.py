@@ -22,7 +22,7 @@ from ..labels import read_labels
 from ..layouts import shape_of
 from ..staging import check_folder
 from .ending import BROKEN_PIPE, one_line_errors
-from .networks import CommandError, load_live, map_head, parse_size
+from .networks import CommandError, load_live, map_head, parse_size, read_target
 from .printing import console, export_lines, print_manifest, print_outcome, print_result, progress_bars, shown
 
 app = typer.Typer(
@@ -57,6 +57,12 @@ class MapType(str, Enum):
     uint8 = "uint8"
 
 
+class Probability(str, Enum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+    none = "none"
+
+
 class HalfType(str, Enum):
     float16 = "float16"
     bfloat16 = "bfloat16"
@@ -84,6 +90,17 @@ Map = Annotated[
     ),
 ]
 Layer = Annotated[str | None, typer.Option(help="Module path of Grad-CAM's layer; default: the last features.")]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Score to explain instead of the class's logit; repeat for several: against=CLASS or best_other, "
+        "steps=mean, max or a step, layout=NKT, NTK or NT, heads=verb,noun."
+    ),
+]
+ShownAs = Annotated[
+    Probability | None,
+    typer.Option("--probability", help="How logits are read; default: by what the network ends in, or its classes."),
+]
 Feature = Annotated[str | None, typer.Option(help="Single features instead of the class: 12,40 or top3.")]
 Video = Annotated[str, typer.Argument(help="MP4, AVI, GIF, or a folder of PNG or JPEG frames.")]
 Videos = Annotated[
@@ -124,6 +141,8 @@ def explain(
     method: Methods = None,
     map: Map = None,
     layer: Layer = None,
+    target: Target = None,
+    probability: ShownAs = None,
     feature: Feature = None,
     boxes: Boxes = None,
     labels: Labels = None,
@@ -166,6 +185,8 @@ def explain(
         methods=tuple(m.value for m in method or ()),
         map=map,
         layer=layer,
+        target=tuple(target or ()),
+        probability=probability and probability.value,
         feature=feature,
         boxes=boxes and str(boxes),
         labels=labels and str(labels),
@@ -232,6 +253,8 @@ def export(
     method: Methods = None,
     map: Map = None,
     layer: Layer = None,
+    target: Target = None,
+    probability: ShownAs = None,
     feature: Feature = None,
     frames: Frames = None,
     size: Annotated[
@@ -271,7 +294,7 @@ def export(
     import clipsight
 
     from ..triton import check_batch_size, model_folder, write_repository
-    from .explaining import choose_classes
+    from .explaining import choose_class, choose_classes
 
     if triton:  # an error now, not after the export
         check_folder(triton, "triton")
@@ -295,13 +318,14 @@ def export(
     chosen: object = "input" if classes == ["input"] else choose_classes(classes or [], names)
     if isinstance(chosen, int):
         chosen = "predicted" if chosen == 1 else f"top{chosen}"
+    wanted_score = read_target(target or (), probability and probability.value, lambda text: choose_class(text, names))
     shape = shape_of(1, live.channels, live.preprocessing.size, live.layout)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     sizes = [live.preprocessing.size, *((live.preprocessing.frames, *other) for other in others)]
     with export_lines(live.name, sizes) as progress:
         progress("capture", out)
         chosen = chosen if isinstance(chosen, str) else list(chosen)
-        explained = clipsight.explain(live.module, heads, example, chosen, layout=live.layout)
+        explained = clipsight.explain(live.module, heads, example, chosen, target=wanted_score, layout=live.layout)
         manifest = clipsight.export(
             explained,
             out,

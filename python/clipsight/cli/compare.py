@@ -13,7 +13,7 @@ from .. import cli
 from ..staging import check_folder
 from ..text import printable
 from .networks import CommandError
-from .printing import bar, console, progress_bars, shown
+from .printing import bar, console, progress_bars, shown, value_of
 
 
 def compare(
@@ -120,8 +120,8 @@ def print_comparison(report: dict, out: Path) -> None:
     table = Table("network", "explains", "probability", "temporal change", box=None, padding=(0, 2, 0, 0))
     for network in report["networks"]:
         for row in network["maps"]:
-            change, share = row["temporal_change"]["video"], row["probability"]
-            cells = shown(network["name"]), shown(row["name"]), "" if share is None else f"{100 * share:.1f} %"
+            change = row["temporal_change"]["video"]
+            cells = shown(network["name"]), shown(row["name"]), value_of(row)
             table.add_row(*cells, f"{change:.3f}  {bar(change)}")
     console.print(table)
     for note in dict.fromkeys(

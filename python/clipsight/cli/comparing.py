@@ -55,7 +55,7 @@ class Run:
             {
                 "class": k,
                 "name": name,
-                "probability": None if k is None else round(float(done.probabilities[k]), 6),
+                done.reading.unit: None if k is None else round(float(done.probabilities[k]), 6),
                 "temporal_change": {"video": change, "windows": explaining.numbers(self.window_change[:, i])},
             }
             for i, (k, name, change) in enumerate(
@@ -66,7 +66,7 @@ class Run:
             "name": self.name,
             "map": network.map,
             "model": network.describe() | {"preprocessing": network.preprocessing.to_dict()},
-            "top": explaining.top_classes(done.probabilities, network.labels),
+            "top": done.top(network.labels),
             "maps": maps,
             "windows": done.windows,
             "seconds": round(done.network_seconds, 4),

@@ -18,6 +18,7 @@ import numpy as np
 from .. import render
 from ..labels import check_count, named
 from ..staging import whole_file
+from ..targets import Reading
 from ..text import file_names, printable
 from ..video import VideoReader, VideoWriter, write_picture
 from ..windows import Geometry, Track, minmax, sliding_windows
@@ -45,6 +46,7 @@ class Explained:
     windows: list[dict]
     frame_count: int
     network_seconds: float
+    reading: Reading
     notes: list[str] = field(default_factory=list)
 
     def title(self, index: int) -> str:
@@ -55,7 +57,11 @@ class Explained:
             or self.names[index].startswith("feature ")
         ):
             return self.names[index]
-        return f"{self.names[index]}   {100 * self.probabilities[self.classes[index]]:.1f} %"
+        return f"{self.names[index]}   {self.reading.in_words(self.probabilities[self.classes[index]])}"
+
+    def top(self, labels: Sequence[str] | None) -> list[dict]:
+        """The most probable classes of the whole video."""
+        return top_classes(self.probabilities, labels, self.reading.unit)
 
 
 class Rows:
@@ -86,22 +92,24 @@ def choose_classes(texts: list[str], labels: Sequence[str] | None) -> tuple[int,
     top = re.fullmatch(r"predicted|top(\d+)", texts[0])
     if len(texts) == 1 and top:
         return max(int(top[1] or 1), 1)
-    chosen = []
-    for text in texts:
-        found = set(named(text, labels))
-        if re.fullmatch(r"\d{1,9}", text) and not (found and int(text) >= len(labels)):
-            found.add(int(text))
-        if not found:
-            near = [label for label in labels or () if text.lower() in label.lower()][:3]
-            hint = f"; similar: {', '.join(near)}" if near else ("" if labels else "; names need --labels FILE")
-            raise CommandError(f"class: {text!r} is no class of this model{hint}")
-        if labels and max(found) >= len(labels):
-            raise CommandError(f"class: index must lie in 0..{len(labels) - 1}, got {text}")
-        if len(found) > 1:
-            indices = " and ".join(map(str, sorted(found)))
-            raise CommandError(f"class: {text!r} must mean one class, got the classes {indices}; name one by its index")
-        chosen.append(found.pop())
-    return tuple(dict.fromkeys(chosen))
+    return tuple(dict.fromkeys(choose_class(text, labels) for text in texts))
+
+
+def choose_class(text: str, labels: Sequence[str] | None) -> int:
+    """The index of a class by its name or number."""
+    found = set(named(text, labels))
+    if re.fullmatch(r"\d{1,9}", text) and not (found and int(text) >= len(labels)):
+        found.add(int(text))
+    if not found:
+        near = [label for label in labels or () if text.lower() in label.lower()][:3]
+        hint = f"; similar: {', '.join(near)}" if near else ("" if labels else "; names need --labels FILE")
+        raise CommandError(f"class: {text!r} is no class of this model{hint}")
+    if labels and max(found) >= len(labels):
+        raise CommandError(f"class: index must lie in 0..{len(labels) - 1}, got {text}")
+    if len(found) > 1:
+        indices = " and ".join(map(str, sorted(found)))
+        raise CommandError(f"class: {text!r} must mean one class, got the classes {indices}; name one by its index")
+    return found.pop()
 
 
 def run_network(
@@ -131,7 +139,7 @@ def run_network(
     options |= {"folder": folder, "progress": progress}
     if isinstance(classes, tuple) or fixed is not None:
         done = _one_round(network, reader, classes if fixed is None else None, **options)
-        if None in done.classes:
+        if None in done.classes and not done.reading.head_classes:
             done.notes.append(f"the file explains the {fixed} class of each window, and they differ in this video")
     else:
         done = _one_round(network, reader, None, **options)
@@ -156,7 +164,9 @@ def _one_round(
         seconds += time.perf_counter() - started
         if not (np.isfinite(answer.maps).all() and np.isfinite(answer.logits).all()):
             raise CommandError(f"model: the output must be finite, got NaN or infinity in window {len(windows)}")
-        check_count(labels, len(answer.logits))
+        reading = answer.reading
+        own = probabilities.append(answer.probabilities)
+        check_count(labels, len(own))
         maps = answer.maps
         if per_window and network.raw:
             maps = minmax(maps, maps.min(axis=(-3, -2, -1))[:, None], maps.max(axis=(-3, -2, -1))[:, None])
@@ -165,7 +175,7 @@ def _one_round(
         windows.append(
             {
                 "frames": [window.start * stride, (window.start + window.used - 1) * stride],
-                "top": top_classes(probabilities.append(softmax(answer.logits)), labels),
+                "top": top_classes(own, labels, reading.unit),
                 "motion_share": numbers(answer.motion_share),
             }
         )
@@ -173,7 +183,8 @@ def _one_round(
     low, high = (limit[0] for limit in track.range())  # [relevance, mask] -> relevance
     if per_window:
         low, high = np.zeros_like(low), np.ones_like(high)
-    shown = list(classes or _classes_of_file(network.fixed_classes, probabilities.all()))
+    several = bool(reading.head_classes)
+    shown = list(classes or _classes_of_file(network.fixed_classes, probabilities.all(), several))
     return Explained(
         names=_map_names(shown, len(low), network.feature, labels),
         classes=shown,
@@ -185,14 +196,17 @@ def _one_round(
         windows=windows,
         frame_count=reader.decoded,
         network_seconds=seconds,
+        reading=reading,
     )
 
 
-def _classes_of_file(fixed: list[int] | str | None, probabilities: np.ndarray) -> list[int | None]:
-    """The classes that were shown without being asked for; `None` where the windows differ."""
+def _classes_of_file(fixed: list | str | None, probabilities: np.ndarray, several: bool) -> list[int | None]:
+    """The classes that were shown without being asked for; `None` where windows differ, or each is of several heads."""
     if isinstance(fixed, list):
-        return fixed
+        return [None] * len(fixed) if several else fixed
     count = int(fixed.removeprefix("top")) if fixed and fixed.startswith("top") else 1
+    if several:
+        return [None] * count
     ranks = {tuple(np.argsort(-p, kind="stable")[:count].tolist()) for p in probabilities}
     return list(ranks.pop()) if len(ranks) == 1 else [None] * count
 
@@ -296,20 +310,16 @@ def write_json(path: Path, report: dict) -> None:
         temporary.write_text(json.dumps(report, indent=2, default=_plain) + "\n", encoding="utf-8")
 
 
-def top_classes(probabilities: np.ndarray, labels: Sequence[str] | None, count: int = 5) -> list[dict]:
+def top_classes(
+    probabilities: np.ndarray, labels: Sequence[str] | None, unit: str = "probability", count: int = 5
+) -> list[dict]:
+    """The classes with the highest values, which stand under `unit`, see `Reading`."""
     order = np.argsort(-probabilities, kind="stable")[:count]
-    return [
-        {"class": int(i), "label": label_of(i, labels), "probability": round(float(probabilities[i]), 6)} for i in order
-    ]
+    return [{"class": int(i), "label": label_of(i, labels), unit: round(float(probabilities[i]), 6)} for i in order]
 
 
 def label_of(index: int, labels: Sequence[str] | None) -> str:
     return labels[index] if labels and index < len(labels) else f"class {index}"
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits.astype(np.float64) - logits.max())
-    return powers / powers.sum()
 
 
 def tail_of(names: list[str], index: int) -> str:

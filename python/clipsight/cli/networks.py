@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from ..layouts import OURS, shape_of
 from ..manifest import FORMATS, weights_digest
 from ..preprocessing import Preprocessing
 from ..pyramid import METHOD as PYRAMID
+from ..targets import BEST_OTHER, Reading, Target
 from ..windows import for_network
 
 MOST_THREADS, MOST_STRIDE = 4096, 10**6
@@ -36,12 +37,21 @@ class CommandError(ValueError):
 
 @dataclass
 class Answer:
-    """What a network says about one clip: logits `[K]`, maps and mask of motion `[M, T, H, W]`, its share `[M]`."""
+    """What a network says about one clip: logits `[K]`, maps and mask of motion `[M, T, H, W]`, its share `[M]`.
+
+    `reading`: how the logits are shown; where it says so they have time steps as well.
+    """
 
     logits: np.ndarray
     maps: np.ndarray
     motion: np.ndarray
     motion_share: np.ndarray
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Float64 `[K]`."""
+        return self.reading.probabilities(self.logits)
 
 
 @dataclass
@@ -62,10 +72,12 @@ class LiveNetwork:
     raw = True
     has_motion = True
     takes_frames = False
-    fixed_classes = None
 
-    def __init__(self, model: LiveModel, head, n_sigma: float, device: str):
+    def __init__(self, model: LiveModel, head, n_sigma: float, device: str, target: Target | None = None):
         from .. import SelectiveRelevance
+
+        self._target = target
+        self.fixed_classes = "predicted" if target and target.heads else None
 
         self.name, self.preprocessing, self.labels = model.name, model.preprocessing, model.labels
         self._module, self._device = model.module.to(device), device
@@ -86,15 +98,17 @@ class LiveNetwork:
             chosen = "predicted" if classes is None else list(classes)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                self._explained[classes] = explain(self._module, self.methods, tensor, chosen, layout=self._layout)
+                how = {"target": self._target, "layout": self._layout}
+                self._explained[classes] = explained = explain(self._module, self.methods, tensor, chosen, **how)
             said = (str(warning.message) for warning in caught)
             self.notes = list(dict.fromkeys([*self.notes, *(text for text in said if text.startswith("explain:"))]))
         with torch.inference_mode():
             logits, maps, motion, share = (o[0].float().cpu().numpy() for o in self._explained[classes](tensor))
-        return Answer(logits, maps, motion != 0, share)
+        return Answer(logits, maps, motion != 0, share, self._explained[classes].score.reading)
 
     def describe(self) -> dict:
-        return {"name": self.name, "methods": [m.describe() for m in self.methods]}
+        described = {"name": self.name, "methods": [m.describe() for m in self.methods]}
+        return described | (next(iter(self._explained.values())).score.describe_target() if self._explained else {})
 
     def digest(self) -> str:
         return f"{self.name} {weights_digest(self._module)}"
@@ -103,16 +117,27 @@ class LiveNetwork:
 class ExportedNetwork:
     """Explains with an exported file, as it was exported, by its first map or the named one.
 
-    `values` are for its inputs `tau` and `n_sigma`, if any.
+    `values` are for its inputs `tau` and `n_sigma`, if any; `probability` is another than the file says.
     """
 
     notes = ()
 
-    def __init__(self, path: str, device: str, threads: int | None, values: dict, map: str | None, **overrides):
+    def __init__(
+        self,
+        path: str,
+        device: str,
+        threads: int | None,
+        values: dict,
+        map: str | None,
+        probability: str | None = None,
+        **overrides,
+    ):
         from .. import load
 
         self._loaded, self._path = load(path, device=device, threads=threads), Path(path)
         manifest = self._loaded.manifest
+        self.reading = replace(manifest.reading, probability=probability or manifest.probability)
+        self._target = manifest.target
         self._values = {name: value for name, value in values.items() if value is not None}
         for name in self._values.keys() - {option.name for option in manifest.option_inputs}:
             raise CommandError(
@@ -145,20 +170,21 @@ class ExportedNetwork:
             clip = for_network(clip, self.preprocessing, given.channels, given.layout)
         outputs = run(classes or (0,))
         if classes is None and self._takes_classes:
-            outputs = run((int(outputs[0].argmax()),))
+            outputs = run((int(self.reading.scores(outputs[0]).argmax()),))
         maps = outputs[self._index["map"]] / self._highest
         if maps.shape[1:] != self.preprocessing.size:
             maps = _upsample(maps, self.preprocessing.size)
         motion = outputs[self._index["motion"]] != 0 if self.has_motion else np.zeros(maps.shape, bool)
         share = outputs[self._index["motion_share"]] if "motion_share" in self._index else np.full(len(maps), np.nan)
-        return Answer(outputs[0], maps, motion, share)
+        return Answer(outputs[0], maps, motion, share, self.reading)
 
     @property
     def has_motion(self) -> bool:
         return "motion" in self._index
 
     def describe(self) -> dict:
-        return {"name": self.name, "methods": self.methods}
+        facts = {"probability": self.reading.probability, "target": self._target}
+        return {"name": self.name, "methods": self.methods} | facts
 
     def digest(self) -> str:
         return hashlib.sha256(self._path.read_bytes()).hexdigest()
@@ -383,6 +409,29 @@ def map_head(name: str | None, feature: str | None, threshold: float | None, lay
         else:
             raise CommandError(f"{flag}: is no option of {name}, got {value}")
     return METHODS[name](**options)
+
+
+def read_target(texts: Sequence[str], probability: str | None, class_of: Callable[[str], int]) -> Target | None:
+    """The target of `--target OPTION=VALUE` (a `Target`'s options) and `--probability`, or `None` for the default.
+
+    Args:
+        class_of: the index of a class that is named.
+    """
+    options: dict = {} if probability is None else {"probability": probability}
+    for text in texts:
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not (sign and value and name in ("against", "steps", "layout", "heads")):
+            rule = "target: must be against=CLASS or best_other, steps=mean, max or a number, layout=NKT, NTK or NT"
+            raise CommandError(f"{rule}, or heads=verb,noun, got {text!r}")
+        if name in options:
+            raise CommandError(f"target: must give {name} once, got {text!r} as well")
+        if name == "against":
+            options[name] = BEST_OTHER if value == BEST_OTHER else class_of(value)
+        elif name == "heads":
+            options[name] = tuple(part.strip() for part in value.split(","))
+        else:
+            options[name] = int(value) if re.fullmatch("-?[0-9]{1,9}", value) else value
+    return Target(**options) if options else None
 
 
 def _channels(feature: str) -> str | tuple[int, ...]:

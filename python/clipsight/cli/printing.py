@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..targets import in_words
 from ..text import printable
 
 
@@ -32,6 +33,12 @@ def shown(text: object) -> str:
 def bar(share: float) -> str:
     """A share of 0 to 1 as a bar of up to 24 characters."""
     return f"[cyan]{('#' if console.options.ascii_only else '█') * round(24 * share)}[/]"
+
+
+def value_of(row: dict) -> str:
+    """The probability of a class in a result, or its score where it has no probability; nothing for no class."""
+    share, score = row.get("probability"), row.get("score")
+    return f"{100 * share:.1f} %" if share is not None else "" if score is None else f"{score:.4g}"
 
 
 def progress_bars() -> Progress:
@@ -73,7 +80,7 @@ def export_lines(model: str, sizes: Sequence[tuple[int, int, int]]) -> Iterator[
 def print_result(report: dict, out: Path) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in report["top"]:
-        table.add_row(shown(row["label"]), f"{100 * row['probability']:5.1f} %", bar(row["probability"]))
+        table.add_row(shown(row["label"]), f"{value_of(row):>7}", bar(row.get("probability", 0)))
     console.print(table)
     for row in report["maps"]:
         if row["motion_share"] is not None:
@@ -94,7 +101,7 @@ def print_outcome(outcome) -> None:
         text += f"[red]{shown(outcome.error)}[/]"
     else:
         top = json.loads((Path(outcome.folder) / "result.json").read_text(encoding="utf-8"))["top"][0]
-        text += f"{shown(top['label'])} {100 * top['probability']:.1f} %  [bold]{shown(outcome.folder)}/[/]"
+        text += f"{shown(top['label'])} {value_of(top)}  [bold]{shown(outcome.folder)}/[/]"
         text += f"  (attempt {outcome.attempts})" if outcome.attempts > 1 else ""
     console.print(text, soft_wrap=True)
 
@@ -102,7 +109,9 @@ def print_outcome(outcome) -> None:
 def print_manifest(manifest) -> None:
     """A `Manifest` for people; `clipsight info --json` has all of it."""
     labels = manifest.labels
-    chosen = manifest.classes if isinstance(manifest.classes, str) else ", ".join(map(str, manifest.classes))
+    classes = manifest.classes if isinstance(manifest.classes, list) else []
+    classes = [" + ".join(map(str, each)) if isinstance(each, list) else str(each) for each in classes]
+    chosen = ", ".join(classes) or manifest.classes
     names = f": {', '.join(labels[:6])}{', ...' if len(labels) > 6 else ''}" if labels else ""
     preprocessing = manifest.preprocessing.to_dict() if manifest.preprocessing else {}
     needs = f"{manifest.plugin.library} {manifest.plugin.minimum_version} or newer"
@@ -118,7 +127,11 @@ def print_manifest(manifest) -> None:
     for i, method in enumerate(manifest.methods):
         options = _pairs({k: v for k, v in method.items() if k not in ("method", "of") and v not in (None, [], False)})
         rows += [("" if i else "methods", f"{method['method']}: {options}")]
-    rows += [("explains", chosen), ("classes", f"{manifest.num_classes}{names}")]
+    words = in_words(manifest.target)
+    stripped = manifest.target.get("stripped")
+    read = manifest.probability + (f", the {stripped} at the end of the network was taken off" if stripped else "")
+    rows += [("explains", f"{chosen}: {words}" if words else chosen), ("classes", f"{manifest.num_classes}{names}")]
+    rows += [("probability", read)]
     rows += [("features", f"{manifest.feature_shape}, {manifest.temporal_resolution} in time")]
     rows += [("frames", _pairs(preprocessing) or "no preprocessing given at export")]
     rows += [("options", _pairs({k: v for k, v in manifest.options.items() if v not in (None, False)}) or "none")]

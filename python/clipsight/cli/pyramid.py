@@ -19,8 +19,6 @@ from .networks import CommandError
 from .printing import console, shown
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .tracing import Traced
 
 
@@ -106,7 +104,7 @@ def pyramid(
         paths, notes = tracing.write(traced, shot, reader, network, how, out)
     last = shot.start + len(shot.frames) - 1
     console.print(f"clip: frames {shot.start} to {last}, {shown(how)}")
-    _print(traced, tracing.softmax(traced.logits))
+    _print(traced)
     for note in notes:
         console.print(f"[yellow]note:[/] {shown(note)}")
     tubes = sum(path.suffix == ".mp4" for path in paths)
@@ -139,10 +137,11 @@ def _split(texts: list[str], labels: Sequence[str] | None) -> list[str]:
     return [part.strip() for own in parts for part in own]
 
 
-def _print(traced: Traced, probabilities: np.ndarray) -> None:
+def _print(traced: Traced) -> None:
     """A table of the layers; of two classes, what they share."""
     for pyramid in traced.pyramids:
-        console.print(f"[bold]{shown(pyramid.label)}[/]  {100 * probabilities[pyramid.class_index]:.1f} %")
+        probability = traced.reading.in_words(traced.probabilities[pyramid.class_index])
+        console.print(f"[bold]{shown(pyramid.label)}[/]  {probability}")
     if len(traced.pyramids) == 1:
         table = Table("depth", "layer", "selected", "of", "connections", box=None, padding=(0, 2, 0, 0))
         for step in traced.pyramids[0]:

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__, render
 from ..labels import read_labels
+from ..targets import Target
 from ..video import VideoReader
 from ..windows import default_step
 from . import explaining
@@ -25,6 +26,7 @@ from .networks import (
     map_head,
     parse_size,
     prepare_torch,
+    read_target,
 )
 
 MIN_FPS, MAX_FPS = 0.001, 100_000
@@ -43,6 +45,8 @@ class Request:
     methods: tuple[str, ...] = ()
     map: str | None = None
     layer: str | None = None
+    target: tuple[str, ...] = ()
+    probability: str | None = None
     feature: str | None = None
     boxes: str | None = None
     labels: str | None = None
@@ -68,16 +72,30 @@ class Request:
         n_sigma = 2.0 if self.n_sigma is None else self.n_sigma
         network = self.load(
             lambda live: LiveNetwork(
-                live, map_head(self.map, self.feature, self.threshold, self.layer, "none"), n_sigma, self.device
+                live,
+                map_head(self.map, self.feature, self.threshold, self.layer, "none"),
+                n_sigma,
+                self.device,
+                self._target(live.labels),
             ),
-            lambda **size: ExportedNetwork(self.model, self.device, self.threads, values, self.map, **size),
+            lambda **size: ExportedNetwork(
+                self.model, self.device, self.threads, values, self.map, self.probability, **size
+            ),
             feature=self.feature,
             layer=self.layer,
+            target=" ".join(self.target) or None,
         )
         explaining.choose_classes(list(self.classes), network.labels)
         if not network.has_motion and set(self.methods) - {"tube"}:
             raise CommandError(f"method: {self.model} was exported without motion maps, so only tube can be shown")
         return network
+
+    def _target(self, labels: Sequence[str] | None) -> Target | None:
+        labels = read_labels(self.labels) if self.labels else labels
+        target = read_target(self.target, self.probability, lambda text: explaining.choose_class(text, labels))
+        if target and target.heads and self.classes:
+            raise CommandError(f"class: must be left out where target names heads, got {', '.join(self.classes)}")
+        return target
 
     def load(self, live: Callable, exported: Callable, **fixed):
         """The network, with the labels that were given.
@@ -173,7 +191,7 @@ class Request:
                 "normalize": self.normalize,
                 "loop": self.loop,
             },
-            "top": explaining.top_classes(done.probabilities, network.labels),
+            "top": done.top(network.labels),
             "maps": [
                 {"name": n, "motion_share": s}
                 for n, s in zip(done.names, explaining.numbers(done.motion_share), strict=True)

@@ -20,10 +20,11 @@ from ..pyramid import graph as graphs
 from ..pyramid.page import write_page
 from ..pyramid.pictures import Shot, write_graph, write_sheet, write_tubes
 from ..staging import staging
+from ..targets import Reading
 from ..text import printable
 from ..video import VideoReader
 from ..windows import Geometry, Window, for_network, sliding_windows
-from .explaining import Rows, label_of, softmax, tail_of
+from .explaining import Rows, label_of, tail_of
 from .networks import CommandError, LiveModel, exported_preprocessing
 from .request import Request
 
@@ -37,17 +38,18 @@ class Traced:
     """One clip's classes, traced.
 
     Attributes:
-        logits: `[K]`.
+        probabilities: `[K]`, or scores; `reading` says which.
         pyramids: one for each class.
         names: for each class and layer, what its volumes show.
         options: of the method.
         activations: layer -> float32 `[channels, t, h, w]`, the features that it reads, as far as they are known.
     """
 
-    logits: np.ndarray
+    probabilities: np.ndarray
     pyramids: list[Pyramid]
     names: list[list[list[str]]]
     options: dict[str, Any]
+    reading: Reading
     activations: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -85,6 +87,7 @@ class LivePyramid:
         read = {name: taps[i][0] for name, i in sized.attached.route.reads.items()}
         traced = _traced(
             {name: tensor.cpu().numpy() for name, tensor in outputs.items()},
+            self.reading,
             self._explained.bound[0].found,
             self._heads[-1].describe(),
             classes,
@@ -92,6 +95,11 @@ class LivePyramid:
             self.labels,
         )
         return replace(traced, activations={n: t.float().cpu().numpy() for n, t in read.items() if t.dim() == 4})
+
+    @property
+    def reading(self) -> Reading:
+        """Of the logits, once there are some."""
+        return self._explained.score.reading
 
     def _look(self, clip: np.ndarray):
         import torch
@@ -120,7 +128,7 @@ class ExportedPyramid:
 
         self._loaded = load(path, device=device, threads=threads)
         manifest = self._loaded.manifest
-        self.name, self.labels = Path(path).name, manifest.labels
+        self.name, self.labels, self.reading = Path(path).name, manifest.labels, manifest.reading
         self.preprocessing = exported_preprocessing(path, manifest, **overrides)
         found = [method["method"] for method in manifest.methods]
         if METHOD not in found:
@@ -141,8 +149,9 @@ class ExportedPyramid:
 
     def trace(self, clip: np.ndarray, classes: tuple[int, ...]) -> Traced:
         outputs = self._run(clip, classes, {})
-        given = classes if self._takes_classes else _most_probable(self.fixed_classes, outputs["logits"][0])
-        return _traced(outputs, self._layers, self._method, given, classes, self.labels, self._drawn)
+        scores = self.reading.scores(outputs["logits"][0])
+        given = classes if self._takes_classes else _most_probable(self.fixed_classes, scores)
+        return _traced(outputs, self.reading, self._layers, self._method, given, classes, self.labels, self._drawn)
 
     def _run(self, clip: np.ndarray, classes: tuple[int, ...], options: dict) -> dict[str, np.ndarray]:
         given = (np.array([classes], np.int64),) if self._takes_classes else ()
@@ -171,9 +180,10 @@ def open_network(request: Request, options: dict[str, Any], layers: tuple[str, .
     )
 
 
-def _traced(outputs, layers, options, given, classes, labels, drawn=()) -> Traced:
+def _traced(outputs, reading, layers, options, given, classes, labels, drawn=()) -> Traced:
     """From the outputs for one clip, explained for the classes `given`, those of `classes`."""
-    traced = Traced(outputs["logits"][0], [], [], {k: v for k, v in options.items() if k not in ("layers", "found")})
+    kept = {k: v for k, v in options.items() if k not in ("layers", "found")}
+    traced = Traced(reading.probabilities(outputs["logits"][0]), [], [], kept, reading)
     for index in classes:
         position = list(given).index(index)
         whole = Pyramid.from_outputs(layers, outputs, index, printable(label_of(index, labels)), position=position)
@@ -294,8 +304,9 @@ def _probabilities(network, window: Window) -> np.ndarray:
     logits = network.logits(window.clip)
     if not np.isfinite(logits).all():
         raise CommandError(f"model: the output must be finite, got NaN or infinity in the clip at {window.start}")
-    check_count(network.labels, len(logits))
-    return softmax(logits)
+    probabilities = network.reading.probabilities(logits)
+    check_count(network.labels, len(probabilities))
+    return probabilities
 
 
 # ---- The files ------------------------------------------------------------------------------------------------------
@@ -309,7 +320,6 @@ def write(
     if reader.cut_off:
         notes.append(f"the video is cut off or damaged: it was read up to frame {reader.decoded - 1}")
     preprocessing, last = network.preprocessing, shot.start + len(shot.frames) - 1
-    probabilities = softmax(traced.logits)
     facts = {
         "clipsight": __version__,
         "model": network.name,
@@ -330,8 +340,8 @@ def write(
     with staging(out / "pyramid" if out.is_dir() else out) as folder:
         folder.mkdir()
         for i, (pyramid, names) in enumerate(zip(traced.pyramids, traced.names, strict=True)):
-            tail, probability = tail_of(labels, i), float(probabilities[pyramid.class_index])
-            own = {"probability": round(probability, 6), **facts}
+            tail, probability = tail_of(labels, i), float(traced.probabilities[pyramid.class_index])
+            own = {traced.reading.unit: round(probability, 6), **facts}
             count = sum(int(step.edges.sum()) for step in pyramid)
             values = graphs.to_dict(pyramid, count <= GRAPH_LIMIT, **own)
             (folder / f"graph{tail}.json").write_text(json.dumps(values) + "\n", "utf-8")
@@ -344,7 +354,7 @@ def write(
                 )
             (folder / f"kernels{tail}.csv").write_text(graphs.to_csv(pyramid), "utf-8")
             write_graph(folder / f"graph{tail}.svg", pyramid, about)
-            title = f"{pyramid.label}   {100 * probability:.1f} %"
+            title = f"{pyramid.label}   {traced.reading.in_words(probability)}"
             write_sheet(folder / f"pyramid{tail}.png", pyramid, names, shot, title, about)
             for step, own_names in zip(pyramid, names, strict=True):
                 write_tubes(folder, step, own_names, shot, tail)

@@ -210,8 +210,9 @@ class Evaluator:
             masks.check(reader.size)
         total, probability = None, None
         if class_index is None:
-            scores = [torch.softmax(self.logits(self._tensor(frames)), -1) for _, frames in self._clips(reader)]
-            mean = torch.stack(scores).mean(0)
+            read = self._explained.score.reading.probabilities
+            scores = [read(self.logits(self._tensor(frames)).numpy()) for _, frames in self._clips(reader)]
+            mean = np.mean(scores, axis=0)
             class_index, total = int(mean.argmax()), len(scores)
             probability = float(mean[class_index])
         clips, found = [], []
@@ -300,6 +301,7 @@ class Evaluator:
     def _curves(self, clip: Tensor, class_index: int, maps: dict) -> dict[Key, float]:
         found = {}
         options = {"steps": self.settings.auc, "baseline": self.settings.auc_baseline}
+        options["probability"] = self._explained.score.probability
         for (name, n), map in maps.items():
             if n in (None, self.settings.n_sigma):
                 for measure in ("insertion", "deletion"):

@@ -79,8 +79,14 @@ class Run:
         return _classes_decided(self.program, self.inputs, self.expected[0])
 
     def rounding(self, i: int) -> float:
-        """By how much output i of the program differs, if the clip does by rounding: as a share of its own size."""
-        return distance(self._nudged[i][self.decided], self.expected[i][self.decided])
+        """By how much output i of the program differs, if the clip does by rounding: as a share of its own size.
+
+        0 where it becomes another map altogether, because what is expected was computed beside other samples.
+        """
+        nudged, expected = self._nudged[i][self.decided], self.expected[i][self.decided]
+        if self._within is not None and expected.numel() and _unlike(nudged, expected) > UNLIKE:
+            return 0.0
+        return distance(nudged, expected)
 
     def part_of(self, i: int, output: Tensor) -> Tensor:
         """Of output i of the run that this one is in: its samples, and their first class where those are an input."""
@@ -288,7 +294,8 @@ def _check_apart(program: Program, batch: Run, alone: Run, size) -> None:
 def _unlike(have: Tensor, want: Tensor) -> float:
     """The deviation of the difference, as a share of that of what is wanted."""
     have, want = have.double(), want.double()
-    return ((have - want).std() / want.std().clamp_min(1e-300)).item()
+    least = 1e-3 * want.square().mean().sqrt() + 1e-300  # of a map that is the same nearly everywhere
+    return ((have - want).std() / want.std().clamp_min(least)).item()
 
 
 def _check_given(program: Program, run: Run, size, worst: dict[str, float]) -> None:

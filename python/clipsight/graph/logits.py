@@ -15,7 +15,7 @@ from ..dataflow import AttachError
 from .dataflow import Dataflow, Op
 from .table import KINDS, Role, op_name
 
-ENDINGS = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid"}  # what they make of logits
+ENDINGS = {"softmax": "softmax", "log_softmax": "softmax", "sigmoid": "sigmoid"}  # how logits are read
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Logits:
     Attributes:
         op: `[N, K]`, or with further axes, before the softmax or sigmoid that it ends in.
         classifier: the layer that gives them, if one does: what is behind it only averages, scales or moves.
-        ends_in: `"softmax"`, `"log_softmax"` or `"sigmoid"`, where the network ends in one, which is left out here.
+        ends_in: `"softmax"`, `"log_softmax"` or `"sigmoid"`, where the network ends in one, which is left out here;
+            `"none"` where one lies further inside, as in a mean of probabilities, which is no logit of any.
         output: which of the network's outputs that is, counted as torch's pytrees do.
     """
 
@@ -113,7 +114,7 @@ def find_logits(flow: Dataflow, endings: dict[Node, str], rank: int = 2) -> list
     """
     returned = tree_leaves(next(iter(reversed(flow.graph.nodes))).args)
     found = [
-        Logits(op, classifier_of(op), endings.get(op.node), returned.index(op.node))
+        Logits(op, classifier_of(op), endings.get(op.node) or _made_of_probabilities(op), returned.index(op.node))
         for op in flow.outputs
         if _may_be_logits(op)
     ]
@@ -127,6 +128,12 @@ def find_logits(flow: Dataflow, endings: dict[Node, str], rank: int = 2) -> list
 def _may_be_logits(op: Op) -> bool:
     value = op.value
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2
+
+
+def _made_of_probabilities(op: Op) -> str | None:
+    while op.role.linear and len(op.inputs) == 1:
+        op = op.inputs[0]
+    return "none" if op.kind.name in ENDINGS else None
 
 
 def classifier_of(op: Op) -> Op | None:

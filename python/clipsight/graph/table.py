@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 
 class Role(enum.Enum):
@@ -59,13 +59,17 @@ _ROWS: dict[tuple[str, Role], str] = {
     ("pad", Role.MOVES): "pad constant_pad_nd",
     ("replicate pad", Role.MOVES): "replication_pad3d replication_pad2d replication_pad1d",
     ("reflect pad", Role.MOVES): "reflection_pad3d reflection_pad2d reflection_pad1d",
+    ("circular pad", Role.MOVES): "_pad_circular",
     ("slice", Role.MOVES): "slice narrow",
     ("select", Role.MOVES): "select",
-    ("index", Role.MOVES): "index index_select gather",
-    ("slice_scatter", Role.MOVES): "slice_scatter select_scatter",
+    ("index", Role.MOVES): "index",
+    ("index_select", Role.MOVES): "index_select gather",
+    ("slice_scatter", Role.MOVES): "slice_scatter select_scatter copy",
     ("split", Role.MOVES): "split split_with_sizes chunk tensor_split unbind unsafe_split unsafe_chunk",
-    ("expand", Role.MOVES): "expand expand_as broadcast_to repeat tile",
-    ("flip", Role.MOVES): "flip roll",
+    ("expand", Role.MOVES): "expand expand_as broadcast_to",
+    ("repeat", Role.MOVES): "repeat tile repeat_interleave",
+    ("flip", Role.MOVES): "flip",
+    ("roll", Role.MOVES): "roll",
     ("unfold", Role.MOVES): "unfold im2col",
     ("pixel_shuffle", Role.MOVES): "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
     # Linear ops.
@@ -74,7 +78,6 @@ _ROWS: dict[tuple[str, Role], str] = {
     ("batch_norm", Role.SCALES): "batch_norm _native_batch_norm_legit_no_training",
     ("mean", Role.POOLS): "mean",
     ("sum", Role.POOLS): "sum",
-    ("cumsum", Role.POOLS): "cumsum",
     ("avg_pool", Role.POOLS): "avg_pool3d avg_pool2d avg_pool1d",
     ("adaptive_avg_pool", Role.POOLS): "adaptive_avg_pool3d adaptive_avg_pool2d adaptive_avg_pool1d",
     ("interpolate", Role.POOLS): "upsample_nearest3d upsample_nearest2d upsample_nearest1d upsample_trilinear3d "
@@ -114,7 +117,8 @@ _ROWS: dict[tuple[str, Role], str] = {
     ("matmul", Role.MULTIPLIES): "matmul bmm mm baddbmm addmm mv dot",
     ("einsum", Role.MULTIPLIES): "einsum",
     # Norms that depend on the clip.
-    ("layer_norm", Role.NORMALIZES): "layer_norm native_layer_norm rms_norm",
+    ("layer_norm", Role.NORMALIZES): "layer_norm native_layer_norm",
+    ("rms_norm", Role.NORMALIZES): "rms_norm",
     ("group_norm", Role.NORMALIZES): "group_norm native_group_norm",
     ("instance_norm", Role.NORMALIZES): "instance_norm",
     ("batch_statistics", Role.NORMALIZES): "",
@@ -140,6 +144,36 @@ def op_name(node: Node) -> str:
     """An op's name in ATen, without its overload: `"relu"`; of one that works in place without the underscore."""
     name = str(node.target).removeprefix("aten.").partition(".")[0]
     return name[:-1] if name.endswith("_") and name[:-1] in KINDS else name
+
+
+# They take a tensor's shape and type, not its values.
+_LIKE_A_TENSOR = [
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "new_empty_strided",
+    "fill",
+    "zero",
+]
+
+
+def varying(graph: Graph) -> set[Node]:
+    """The nodes of a graph that depend on its inputs, by more than their sizes."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found.add(node)
+        elif isinstance(node.meta.get("val"), (Tensor, tuple, list)) and op_name(node) not in _LIKE_A_TENSOR:
+            if any(read in found for read in node.all_input_nodes):
+                found.add(node)
+    return found
 
 
 def varying_inputs(node: Node, varying: set[Node]) -> list[Node]:
@@ -170,8 +204,12 @@ def kind_of(node: Node, varying: set[Node]) -> Kind:
             return Kind(kind.name, Role.WEIGHS)
     elif kind.name == "batch_norm" and op_name(node) == "batch_norm" and _on_batch_statistics(node):
         return Kind("batch_statistics", Role.NORMALIZES)
-    elif kind.name == "pad" and name == "pad" and (node.args[2:] or ("constant",))[0] != "constant":
-        return Kind(f"{node.args[2]} pad", Role.MOVES)
+    elif name == "pad" and (mode := _padding_mode(node)) != "constant":
+        return Kind(f"{mode} pad", Role.MOVES)
+    elif name == "convolution" and node.args[6]:  # (input, weight, bias, stride, padding, dilation, transposed, ...)
+        return Kind("conv_transpose", Role.WEIGHS)
+    elif name == "instance_norm" and not node.args[5]:  # on the statistics of the training
+        return Kind("batch_norm", Role.SCALES)
     elif kind.name == "dropout" and _drops(node):
         return Kind("dropout in training", Role.DRAWS)
     elif kind.role is Role.WEIGHS and len(reads) > 1:
@@ -181,6 +219,11 @@ def kind_of(node: Node, varying: set[Node]) -> Kind:
     elif name in ("max", "min") and len(node.args) > 1 and isinstance(node.args[1], int):
         return Kind("max", Role.CHOOSES)
     return kind
+
+
+def _padding_mode(node: Node) -> str:
+    """pad(input, pad, mode, value)"""
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
 
 
 def _rounds(node: Node) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import _is_torch
+from ..targets import Reading, default_probability
 from .volumes import _volume
 
 
@@ -26,12 +27,13 @@ def insertion_auc(
     sigma: float = 0.125,
     batch: int = 8,
     curve: bool = False,
+    probability: str | None = None,
 ) -> Any:
     """Area under the probability of a class while the clip appears, the most relevant voxels first: high is good.
 
     Insertion of RISE (Petsiuk et al., 2018, section 4.3), over the voxels of a clip: a voxel is all channels at one
     place of one frame. Where k of the V voxels of the clip have replaced those of the baseline, `k = V i / steps`
-    rounded (halves up) for `i = 0..steps`, the softmax probability of the class is one point of a curve over k / V; the
+    rounded (halves up) for `i = 0..steps`, the probability of the class is one point of a curve over k / V; the
     area is that of the trapezoids.
 
     Equal relevance goes in order of storage: earlier frames, then rows from the top, then columns from the left. So a
@@ -52,6 +54,8 @@ def insertion_auc(
             made to sum to 1 at the borders, so a constant clip stays as it is.
         batch: clips of one call of the model.
         curve: also return the curve.
+        probability: `"softmax"`, or `"sigmoid"` of the logit by itself; by default softmax, and of a network with a
+            single logit sigmoid.
 
     Returns:
         The area, float64 `[N]`, in 0..1; with `curve` the tuple (area, shares of the voxels `[steps + 1]`,
@@ -61,7 +65,7 @@ def insertion_auc(
         ValueError, TypeError: a shape, type or option that does not fit, a value or logit that is not finite, or a
             network in training mode.
     """
-    return _area("insertion_auc", model, clip, relevance, classes, steps, baseline, sigma, batch, curve)
+    return _area("insertion_auc", model, clip, relevance, classes, steps, baseline, sigma, batch, curve, probability)
 
 
 def deletion_auc(
@@ -75,19 +79,22 @@ def deletion_auc(
     sigma: float = 0.125,
     batch: int = 8,
     curve: bool = False,
+    probability: str | None = None,
 ) -> Any:
     """Area under the probability of a class while the clip turns into the baseline, relevant voxels first: low is good.
 
     Deletion of RISE (Petsiuk et al., 2018, section 4.3); everything else is as in `insertion_auc`.
     """
-    return _area("deletion_auc", model, clip, relevance, classes, steps, baseline, sigma, batch, curve)
+    return _area("deletion_auc", model, clip, relevance, classes, steps, baseline, sigma, batch, curve, probability)
 
 
-def _area(op, model, clip, relevance, classes, steps, baseline, sigma, batch, curve):
+def _area(op, model, clip, relevance, classes, steps, baseline, sigma, batch, curve, probability):
     pixels, relevance, classes = _checked(op, model, clip, relevance, classes)
     for name, value in (("steps", steps), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{op}: {name} must be an integer, at least 1, got {value!r}")
+    if probability not in (None, "softmax", "sigmoid"):
+        raise ValueError(f"{op}: probability must be 'softmax' or 'sigmoid', got {probability!r}")
     if baseline not in ("blur", "zero"):
         raise ValueError(f"{op}: baseline must be 'blur' or 'zero', got {baseline!r}")
     if not 0 < sigma < np.inf:
@@ -104,7 +111,7 @@ def _area(op, model, clip, relevance, classes, steps, baseline, sigma, batch, cu
         for start in range(0, steps + 1, batch):
             part = slice(start, start + batch)
             rows = np.stack([np.where(rank < count, first, then) for count in counts[part]])
-            probabilities[n, part] = _probabilities(op, model, rows, clip, int(classes[n]))
+            probabilities[n, part] = _probabilities(op, model, rows, clip, int(classes[n]), probability)
     shares = counts / volume
     area = ((probabilities[:, 1:] + probabilities[:, :-1]) / 2 * np.diff(shares)).sum(1)
     return (area, shares, probabilities) if curve else area
@@ -141,8 +148,10 @@ def _checked(op, model, clip, relevance, classes) -> tuple[np.ndarray, np.ndarra
     return pixels, relevance, classes
 
 
-def _probabilities(op: str, model: Callable, rows: np.ndarray, clip: Any, k: int) -> np.ndarray:
-    """Softmax probability of class k for every row, float64, from one call of the model."""
+def _probabilities(
+    op: str, model: Callable, rows: np.ndarray, clip: Any, k: int, probability: str | None
+) -> np.ndarray:
+    """Probability of class k for every row, float64, from one call of the model."""
     if _is_torch(clip):
         torch = sys.modules["torch"]
         with torch.no_grad():
@@ -157,8 +166,8 @@ def _probabilities(op: str, model: Callable, rows: np.ndarray, clip: Any, k: int
         raise ValueError(f"{op}: classes must lie in 0..{logits.shape[1] - 1}, got {k}")
     if not np.isfinite(logits).all():
         raise ValueError(f"{op}: the logits of the model must be finite, got NaN or infinity")
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers[:, k] / powers.sum(1)
+    reading = Reading(probability or default_probability(logits.shape[1]))
+    return np.array([reading.probabilities(row)[k] for row in logits])
 
 
 def _blurred(picture: np.ndarray, sigma: float) -> np.ndarray:
