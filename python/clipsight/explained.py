@@ -402,8 +402,8 @@ class SizedExplanation(nn.Module):
         route = self.attached.route
         if route is None:
             return {}
-        nodes = {tensor: route.nodes[i] for tensor, i in route.taps.items()}
-        return {tensor: self.tap(tensor, self.attached.get(seen, node), seen[0].shape[0]) for tensor, node in nodes.items()}
+        nodes, batch = {tensor: route.nodes[i] for tensor, i in route.taps.items()}, seen[0].shape[0]
+        return {tensor: self.tap(tensor, self.attached.get(seen, node), batch) for tensor, node in nodes.items()}
 
     def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
         """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
