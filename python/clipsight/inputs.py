@@ -83,7 +83,9 @@ def check_clip(clip: Tensor, layout: str = OURS, given: bool = True) -> None:
     """Raises ValueError or TypeError where it is no clip in that layout, or looks like one in another, not `given`."""
     want = in_words(3, "THW", layout)
     if not isinstance(clip, Tensor):
-        raise TypeError(f"explain: clip must be a tensor {want}, got {type(clip).__name__}")
+        several = isinstance(clip, (tuple, list, dict))
+        hint = "; a network of several inputs becomes one of a clip in a clipsight.models.Adapter" if several else ""
+        raise TypeError(f"explain: clip must be a tensor {want}, got {type(clip).__name__}{hint}")
     if clip.dim() != 5 or 0 in clip.shape[1:]:
         raise ValueError(f"explain: clip must have shape {want} with no empty axis, got {list(clip.shape)}")
     if not clip.is_floating_point():

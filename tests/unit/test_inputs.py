@@ -126,6 +126,9 @@ def test_layouts_that_are_none():
         clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), networks.clip(), layout="NHWTC")
     with pytest.raises(ValueError, match=r"clip must have shape \[N, T, H, W, 3\] with no empty axis, got \[3, 8"):
         clipsight.explain(networks.seeded(ChannelsLast), SaliencyTube(), torch.zeros(3, 8, 32, 32), layout="NTHWC")
+    for several in ((networks.clip(), networks.clip()), [networks.clip()], {"rgb": networks.clip()}):
+        with pytest.raises(TypeError, match=r"got (tuple|list|dict); a network of several inputs .*models\.Adapter"):
+            clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), several)
     for layout in LAYOUTS:
         shape = shape_of(2, 3, (8, 32, 40), layout)
         assert sorted(shape) == [2, 3, 8, 32, 40]
