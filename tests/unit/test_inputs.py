@@ -170,6 +170,13 @@ class SaysIt(networks.Image):
         return super().forward(x)
 
 
+class Normalizes(networks.Image):
+    """With a mean for each colour, which a clip's axes do not fit."""
+
+    def forward(self, x):
+        return super().forward(x - torch.zeros(3, 1, 1))
+
+
 class Permutes(networks.Image):
     """Of frames [N, H, W, 3]."""
 
@@ -177,7 +184,7 @@ class Permutes(networks.Image):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("factory", [networks.Image, Unpacks, AsksBarely, SaysIt, Permutes])
+@pytest.mark.parametrize("factory", [networks.Image, Unpacks, AsksBarely, SaysIt, Normalizes, Permutes])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_a_network_of_frames_sees_each_on_its_own(factory, layout):
