@@ -60,7 +60,9 @@ PARTS = (
     ),
     _part(
         "walks",
-        _package("backward/* graph/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py scores.py"),
+        _package(
+            "backward/* graph/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py scores.py"
+        ),
         "adjoints convolve explain inputs layouts targets gradient_heads feature_pyramid feature_pyramid_* gradients_* "
         "relevance_* gradient_files other_networks torchvision export_options",
     ),

@@ -170,9 +170,10 @@ def varying(graph: Graph) -> set[Node]:
     for node in graph.nodes:
         if node.op == "placeholder":
             found.add(node)
-        elif isinstance(node.meta.get("val"), (Tensor, tuple, list)) and op_name(node) not in _LIKE_A_TENSOR:
-            if any(read in found for read in node.all_input_nodes):
-                found.add(node)
+            continue
+        tensors = isinstance(node.meta.get("val"), (Tensor, tuple, list)) and op_name(node) not in _LIKE_A_TENSOR
+        if tensors and any(read in found for read in node.all_input_nodes):
+            found.add(node)
     return found
 
 
