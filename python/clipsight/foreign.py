@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import COLORS, LONGEST, first_line
+from .layouts import MOST_COLOURS
 from .text import printable
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def not_captured(network: nn.Module, shape: Sequence[int], like: dict, error: Ex
             f"{what}: it must return tensors, alone or in tuples, lists and dicts, got {found[1].rpartition('.')[2]}; "
             "wrap it in a module that returns its logits"
         )
-    return f"{what}: {first_line(error)}{_advice(network, like, text)}"
+    axes = "; layout= says so where its axes are in another order" if min(shape[1], shape[-1]) <= MOST_COLOURS else ""
+    return f"{what}: {first_line(error)}{_advice(network, like, text) or axes}"
 
 
 def not_run(error: Exception) -> str:

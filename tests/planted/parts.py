@@ -61,10 +61,11 @@ PARTS = (
     _part(
         "walks",
         _package(
-            "backward/* graph/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py scores.py"
+            "backward/* graph/* attach.py convolutions.py dataflow.py explained.py foreign.py inputs.py layouts.py "
+            "scores.py suspects.py"
         ),
-        "adjoints convolve explain inputs layouts targets gradient_heads feature_pyramid feature_pyramid_* gradients_* "
-        "relevance_* gradient_files other_networks torchvision export_options",
+        "adjoints convolve explain foreign graph inputs layouts targets gradient_heads feature_pyramid "
+        "feature_pyramid_* gradients_* relevance_* gradient_files other_networks torchvision export_options",
     ),
     _part(
         "exporters",

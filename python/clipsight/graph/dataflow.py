@@ -8,6 +8,7 @@ op.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -120,6 +121,10 @@ class Dataflow:
                 depends.add(node)
                 kind = kind_of(node, depends)
                 axes = labels.axes_of(node, kind, self._axes_of)
+                if node.target is operator.getitem:  # one of several outputs: what made them all made it
+                    source = self.ops[node.args[0]]
+                    self.ops[node] = Op(node, index, source.kind, source.inputs, axes)
+                    continue
             else:
                 continue
             self.ops[node] = Op(node, index, kind, tuple(self.ops[n] for n in reads), axes)
