@@ -257,7 +257,7 @@ def test_an_error_on_a_clip_names_the_layout_where_that_may_help():
         clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), x)
     explained = clipsight.explain(networks.seeded(Reordered), SaliencyTube(), x, layout="NTCHW")
     assert explained.size == (4, 32, 32)
-    with pytest.raises(AttachError, match=r"Reordered could not run on a clip of shape \[1, 4, 2, 32, 32\]"):
+    with pytest.raises(AttachError, match=r"could not capture Reordered on a clip of shape \[N, 4, 2, 32, 32\]"):
         clipsight.explain(networks.seeded(Reordered), SaliencyTube(), x[:, :, :2], layout="NTCHW")
 
 
