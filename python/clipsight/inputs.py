@@ -134,12 +134,6 @@ def in_our_order(model: nn.Module, layout: str) -> nn.Module:
     return model if layout == OURS else InOrder(model, layout)
 
 
-def check_runs(model: nn.Module, clip: Tensor) -> None:
-    """Raises AttachError where the network itself fails on a clip: what torch.export says of that is no help."""
-    if error := _failure(model, clip):
-        raise _could_not_run(model, clip, "a clip", error) from error
-
-
 def _failure(model: nn.Module, clip: Tensor) -> Exception | None:
     try:
         with torch.inference_mode():

@@ -248,6 +248,47 @@ def test_grad_cam_explains_what_is_pooled_last(form):
     torch.testing.assert_close(explained(x)[1][:, 0], expected.detach(), rtol=1e-3, atol=1e-6)
 
 
+def _voting(s, x):
+    """The classes but the first speak against themselves wherever there is a feature."""
+    return F.linear(s.body(x).mean((2, 3, 4)), -s.fc.weight.abs(), s.fc.bias + 5)
+
+
+BLANK = {
+    "all evidence against": (_voting, GradCAM(), {}, "'body.4', all evidence is against the class, which relu=True"),
+    "no gradient": (
+        lambda s, x: s.fc(s.body(x).mean((2, 3, 4))).detach() + 0 * s.body(x).mean((2, 3, 4))[:, :5],
+        GradCAM(layer="body"),
+        {},
+        "nothing arrives from the class",
+    ),
+    "dead features": (
+        lambda s, x: s.fc(F.relu(s.body(x) - 100).mean((2, 3, 4))),
+        SaliencyTube(),
+        {},
+        "all features are 0",
+    ),
+    "a single place": (
+        lambda s, x: s.fc(F.relu(s.pool(s.body(x))).mean((2, 3, 4))),
+        SaliencyTube(),
+        {},
+        "single place",
+    ),
+    "split": (_voting, clipsight.SelectiveRelevance(of=GradCAM()), {}, "all evidence is against"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:explain. the features of")
+@pytest.mark.parametrize("form", BLANK)
+def test_a_blank_map_is_said_and_why(form, recwarn):
+    forward, head, options, message = BLANK[form]
+    with pytest.warns(UserWarning, match=f"explain: the map of .* is the same everywhere for the example: .*{message}"):
+        clipsight.explain(net(forward), head, networks.clip(1, SIZE), **options)
+    recwarn.clear()
+    clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(1, SIZE))
+    clipsight.explain(net(forward), head, torch.zeros(1, 3, *SIZE))  # of which nothing can be said
+    assert not [w for w in recwarn if "the same everywhere" in str(w.message)]
+
+
 # ---- Axes ------------------------------------------------------------------------------------------------------------
 
 

@@ -437,9 +437,8 @@ def test_a_target_that_does_not_fit(end, target, options, message):
 
 
 def test_a_single_logit_has_no_softmax_to_explain():
-    explained = clipsight.explain(net("one"), GradCAM(score="softmax"), clip(1))
     with pytest.raises(ValueError, match="score='softmax' must have another class, got a network with a single logit"):
-        explained(clip(1))
+        clipsight.explain(net("one"), GradCAM(score="softmax"), clip(1))
 
 
 def test_what_splits_a_gradient_explains_a_step_too():
