@@ -38,17 +38,6 @@ def _tanh_back(at: Local, g: Tensor) -> Tensor:
     return g * (1 - at.y * at.y)
 
 
-def _silu_back(at: Local, g: Tensor) -> Tensor:
-    """Of `x * sigmoid(x)` too, whose two factors are one op to a walk."""
-    gate = at.x.sigmoid()
-    return g * (gate * (1 + at.x * (1 - gate)))
-
-
-def _hardswish_back(at: Local, g: Tensor) -> Tensor:
-    """0 below -3, 1 above 3, and in between, where `x * (x + 3) / 6` stands, its derivative."""
-    return g * torch.where(at.x < -3, 0.0, torch.where(at.x <= 3, at.x / 3 + 0.5, 1.0))
-
-
 # ---- The largest ----------------------------------------------------------------------------------------------------
 
 
@@ -177,8 +166,6 @@ NONLINEAR = {
     "relu6": Back(_relu6_back, "y", gate=True),
     "sigmoid": Back(_sigmoid_back, "y"),
     "tanh": Back(_tanh_back, "y"),
-    "silu": Back(_silu_back, "x"),
-    "hardswish": Back(_hardswish_back, "x"),
     "max_pool": Back(_max_pool_back, "x", gate=True, fits=is_pooling),
     "max_pool_with_indices": Back(_max_pool_back, "x", gate=True, fits=is_pooling),
     "adaptive_max_pool": Back(_adaptive_max_pool_back, "x", gate=True, fits=is_pooling),

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, where
-from ..graph.table import LIKE_THE_SECOND, Kind, Role, kind_of, op_name, reads_of, varying
+from ..graph.table import Kind, Role, kind_of, op_name, varying
 from ..suspects import mixes_samples
 from .derivatives import NONLINEAR
 from .maps import LINEAR
@@ -202,7 +202,7 @@ class _Planner:
         """
         leads, ends = {stop}, []
         for node in self.graph.nodes:
-            if node in self.behind and node in self.varying and any(read in leads for read in reads_of(node)):
+            if node in self.behind and node in self.varying and any(read in leads for read in node.all_input_nodes):
                 if _is_float(node.meta["val"]) and self.kinds[node].role is not Role.COUNTS:
                     leads.add(node)
                 else:
@@ -283,8 +283,7 @@ class _Planner:
         if node.target is operator.getitem:
             return [("self", node.args[0])]
         found: list[tuple[str, Node]] = []
-        arguments = list(_by_name(node).items())
-        for name, value in arguments[:1] if op_name(node) in LIKE_THE_SECOND else arguments:
+        for name, value in _by_name(node).items():
             values = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
             for i, each in values:
                 if isinstance(each, Node) and each in self.varying and _is_float(each.meta["val"]):

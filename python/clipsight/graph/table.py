@@ -164,19 +164,6 @@ _LIKE_A_TENSOR = [
 ]
 
 
-# They take the values of their first argument, and type or shape of the second.
-LIKE_THE_SECOND = ("type_as", "expand_as", "view_as", "reshape_as")
-
-
-def reads_of(node: Node) -> list[Node]:
-    """The nodes whose values an op reads, one that is read twice two times."""
-    found: list[Node] = []
-    name = op_name(node) if node.op == "call_function" else ""
-    if name not in _LIKE_A_TENSOR:
-        torch.fx.node.map_arg((node.args[:1] if name in LIKE_THE_SECOND else node.args, node.kwargs), found.append)
-    return found
-
-
 def varying(graph: Graph) -> set[Node]:
     """The nodes of a graph that depend on its inputs, by more than their sizes."""
     found: set[Node] = set()
@@ -184,14 +171,17 @@ def varying(graph: Graph) -> set[Node]:
         if node.op == "placeholder":
             found.add(node)
             continue
-        if isinstance(node.meta.get("val"), (Tensor, tuple, list)) and any(read in found for read in reads_of(node)):
+        tensors = isinstance(node.meta.get("val"), (Tensor, tuple, list)) and op_name(node) not in _LIKE_A_TENSOR
+        if tensors and any(read in found for read in node.all_input_nodes):
             found.add(node)
     return found
 
 
 def varying_inputs(node: Node, varying: set[Node]) -> list[Node]:
-    """Those of the tensors that it reads that depend on the clip."""
-    return [n for n in reads_of(node) if n in varying and isinstance(n.meta.get("val"), (Tensor, tuple, list))]
+    """The tensors that an op reads and that depend on the clip, one that is read twice two times."""
+    found: list[Node] = []
+    torch.fx.node.map_arg((node.args, node.kwargs), found.append)
+    return [n for n in found if n in varying and isinstance(n.meta.get("val"), (Tensor, tuple, list))]
 
 
 def kind_of(node: Node, varying: set[Node]) -> Kind:
