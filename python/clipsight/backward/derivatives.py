@@ -38,6 +38,16 @@ def _tanh_back(at: Local, g: Tensor) -> Tensor:
     return g * (1 - at.y * at.y)
 
 
+def _silu_back(at: Local, g: Tensor) -> Tensor:
+    gate = torch.sigmoid(at.x)
+    return g * (gate * (1 + at.x * (1 - gate)))
+
+
+def _hardswish_back(at: Local, g: Tensor) -> Tensor:
+    x = at.x
+    return g * torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
+
+
 # ---- The largest ----------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +176,8 @@ NONLINEAR = {
     "relu6": Back(_relu6_back, "y", gate=True),
     "sigmoid": Back(_sigmoid_back, "y"),
     "tanh": Back(_tanh_back, "y"),
+    "silu": Back(_silu_back, "x"),  # they may stand in a network as products, which autograd knows nothing of
+    "hardswish": Back(_hardswish_back, "x", gate=True),
     "max_pool": Back(_max_pool_back, "x", gate=True, fits=is_pooling),
     "max_pool_with_indices": Back(_max_pool_back, "x", gate=True, fits=is_pooling),
     "adaptive_max_pool": Back(_adaptive_max_pool_back, "x", gate=True, fits=is_pooling),

@@ -102,9 +102,8 @@ def _is_layer(op: Op) -> bool:
 
 
 def _matrix_product_back(at: Local, g: Tensor) -> tuple[Tensor | None, ...]:
-    first, second = at["self"], at["other" if "other" in at.op.arguments else "mat2"]
-    sent = {"self": lambda: g @ second.transpose(-1, -2), "other": lambda: first.transpose(-1, -2) @ g}
-    sent["mat2"] = sent["other"]
+    other = "other" if "other" in at.op.arguments else "mat2"
+    sent = {"self": lambda: g @ at[other].transpose(-1, -2), other: lambda: at["self"].transpose(-1, -2) @ g}
     return _broadcast_matrices(at, [sent[n]() if w else None for n, w in zip(at.op.names, at.op.wanted, strict=True)])
 
 
@@ -312,28 +311,15 @@ def _flip_back(at: Local, g: Tensor) -> Tensor:
 
 def _index_back(at: Local, g: Tensor) -> Tensor:
     """To the places that the indices name, which may be named several times."""
-    indices = at["indices"]
-    given = [i for i, index in enumerate(indices) if index is not None]
-    rank = max(indices[i].dim() for i in given)
-    if given[-1] - given[0] >= len(given):  # apart: torch puts their axes first
-        g = g.movedim(0, rank)
-        front: tuple = ()
-    else:
-        front = (None,)
-    zeros = torch.zeros_like(at.x).unsqueeze(0).expand(at.g.shape[0], *[-1] * at.x.dim())
-    if front:
-        return zeros.index_put((None, *indices), g, accumulate=True)
-    zeros = zeros.movedim(0, -1)  # behind all others, where g has it too
-    return zeros.index_put(tuple(indices), g.movedim(rank, -1), accumulate=True).movedim(-1, 0)
+    zeros = torch.zeros_like(at.x).unsqueeze(0).expand(g.shape[0], *[-1] * at.x.dim())
+    return torch.ops.aten.index_put(zeros, [None, *at["indices"]], g, True)
 
 
-def _indexes_by_number(op: Op) -> bool:
-    return op.fixed
-
-
-def _all_integers(node: Node) -> bool:
-    indices = [index.meta["val"] for index in node.args[1] if index is not None]
-    return all(not index.dtype.is_floating_point and index.dtype != torch.bool for index in indices)
+def _indexes_neighbours(node: Node) -> bool:
+    """By numbers, and axes side by side: the axes of the result then stand where those were."""
+    given = [i for i, index in enumerate(node.args[1]) if index is not None]
+    types = [node.args[1][i].meta["val"].dtype for i in given]
+    return torch.bool not in types and given[-1] - given[0] == len(given) - 1
 
 
 # ---- Sums and scales ------------------------------------------------------------------------------------------------
@@ -416,7 +402,7 @@ LINEAR = {
     "split": Back(_split_back, several=True, fits=_cuts_known_axis),
     "expand": Back(_expand_back),
     "flip": Back(_flip_back),
-    "index": Back(_index_back, "xc", fits=_indexes_by_number, fix=_all_integers),
+    "index": Back(_index_back, "xc", fits=lambda op: op.fixed, fix=_indexes_neighbours),
     "add": Back(_add_back),
     "scale": Back(_scale_back, "c"),
     "unscale": Back(_unscale_back, "c"),

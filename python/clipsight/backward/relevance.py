@@ -7,7 +7,8 @@ Relevance starts as 1 at the explained logit, and every layer hands it on to its
     the first convolution     zB:  the same within the box of the clip's values
     matrix product of two     half by each rule to each factor, with the other as weights; all to the values of an
                               attention, none to what a sigmoid or a softmax made
-    product of two            half to each factor; all to the signal, none to its gate, which a sigmoid or a softmax made
+    product of two            half to each factor; all to the signal and none to its gate, which a sigmoid or a softmax
+                              made
     quotient                  all to the numerator
     batch norm                folded into the convolution in front of it; elsewhere it passes relevance on
     other norms, softmax      passed on

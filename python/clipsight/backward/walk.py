@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, where
-from ..graph.table import Kind, Role, kind_of, op_name, varying
+from ..graph.table import Kind, Role, kind_of, op_name, valued_inputs, varying
 from ..suspects import mixes_samples
 from .derivatives import NONLINEAR
 from .maps import LINEAR
@@ -202,7 +202,7 @@ class _Planner:
         """
         leads, ends = {stop}, []
         for node in self.graph.nodes:
-            if node in self.behind and node in self.varying and any(read in leads for read in node.all_input_nodes):
+            if node in self.behind and node in self.varying and not leads.isdisjoint(valued_inputs(node)):
                 if _is_float(node.meta["val"]) and self.kinds[node].role is not Role.COUNTS:
                     leads.add(node)
                 else:
@@ -223,7 +223,7 @@ class _Planner:
         kind, reads, value = self.kinds[node], self._reads(node), node.meta["val"]
         outputs = value if isinstance(value, (tuple, list)) else ()
         if (own := self._gated_by_itself(node)) and all(read in leads for _, read in reads):
-            (kind, x), reads = own, [("self", own[1])]
+            kind, reads = own[0], [("self", own[1])]
         op = Op(
             kind=kind,
             target=node.target,
@@ -283,10 +283,11 @@ class _Planner:
         if node.target is operator.getitem:
             return [("self", node.args[0])]
         found: list[tuple[str, Node]] = []
+        valued = valued_inputs(node)
         for name, value in _by_name(node).items():
             values = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
             for i, each in values:
-                if isinstance(each, Node) and each in self.varying and _is_float(each.meta["val"]):
+                if each in valued and each in self.varying and _is_float(each.meta["val"]):
                     found.append((name if i is None else f"{name}.{i}", each))
         return found
 

@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 
 _ROWS: dict[tuple[str, Role], str] = {
     # Values that go elsewhere.
-    ("reshape", Role.MOVES): "view _unsafe_view reshape flatten unflatten squeeze unsqueeze",
+    ("reshape", Role.MOVES): "view _unsafe_view reshape view_as reshape_as flatten unflatten squeeze unsqueeze",
     ("permute", Role.MOVES): "permute transpose movedim t swapaxes moveaxis",
     ("identity", Role.MOVES): "clone contiguous alias detach to _to_copy lift_fresh_copy type_as",
     ("dropout", Role.MOVES): "dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout",
@@ -164,24 +164,34 @@ _LIKE_A_TENSOR = [
 ]
 
 
+# Of these the second tensor gives its shape, its type or its place alone.
+_BY_THE_FIRST = ["expand_as", "view_as", "reshape_as", "type_as", "to"]
+
+
+def valued_inputs(node: Node) -> list[Node]:
+    """The tensors whose values an op reads, one that is read twice two times."""
+    if op_name(node) in _LIKE_A_TENSOR:
+        return []
+    found: list[Node] = []
+    args = (node.args[:1], {}) if op_name(node) in _BY_THE_FIRST else (node.args, node.kwargs)
+    torch.fx.node.map_arg(args, found.append)
+    return found
+
+
 def varying(graph: Graph) -> set[Node]:
     """The nodes of a graph that depend on its inputs, by more than their sizes."""
     found: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder":
-            found.add(node)
-            continue
-        tensors = isinstance(node.meta.get("val"), (Tensor, tuple, list)) and op_name(node) not in _LIKE_A_TENSOR
-        if tensors and any(read in found for read in node.all_input_nodes):
+        made = isinstance(node.meta.get("val"), (Tensor, tuple, list))
+        if node.op == "placeholder" or (made and not found.isdisjoint(valued_inputs(node))):
             found.add(node)
     return found
 
 
 def varying_inputs(node: Node, varying: set[Node]) -> list[Node]:
     """The tensors that an op reads and that depend on the clip, one that is read twice two times."""
-    found: list[Node] = []
-    torch.fx.node.map_arg((node.args, node.kwargs), found.append)
-    return [n for n in found if n in varying and isinstance(n.meta.get("val"), (Tensor, tuple, list))]
+    tensors = (n for n in valued_inputs(node) if isinstance(n.meta.get("val"), (Tensor, tuple, list)))
+    return [n for n in tensors if n in varying]
 
 
 def kind_of(node: Node, varying: set[Node]) -> Kind:
