@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
-from .dataflow import AttachError, follow_sizes, where, without_mutation
+from .dataflow import AttachError, follow_sizes, in_place_again, where, without_mutation
 from .graph.affine import Features, find_grid, find_rows
 from .graph.axes import Grid
 from .graph.dataflow import Dataflow, Op
@@ -151,6 +151,7 @@ def attach(
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(outputs.values()),)
     graph.eliminate_dead_code()
+    in_place_again(graph)
     follow_sizes(graph)
     graph.lint()
     module.recompile()
