@@ -56,7 +56,9 @@ class Weighs(Ops):
         x = self.normed(self.down(self.up(x)))
         x = F.interpolate(F.interpolate(x, size=(3, 5, 6), mode="trilinear"), scale_factor=2)
         x = self.mix(x.transpose(1, -1)).transpose(1, -1) + torch.einsum("ncthw,kc->nkthw", x, self.weight)
-        return F.avg_pool3d(x, 2, 1, ceil_mode=True) * self.weight[0].view(8, 1, 1, 1) - x.mean((3, 4), keepdim=True)[..., :1, :1].sum(2, keepdim=True)
+        return F.avg_pool3d(x, 2, 1, ceil_mode=True) * self.weight[0].view(8, 1, 1, 1) - x.mean((3, 4), keepdim=True)[
+            ..., :1, :1
+        ].sum(2, keepdim=True)
 
 
 class Curves(Ops):
