@@ -95,6 +95,20 @@ constexpr char kManifestSchema[] = R"json({
     "head": {"type": ["string", "null"]},
     "features": {"type": ["string", "null"]},
     "feature_shape": {"type": "array", "maxItems": 8, "items": {"$ref": "#/definitions/count"}},
+    "explains": {
+      "type": "array",
+      "maxItems": 64,
+      "items": {
+        "type": "object",
+        "required": ["layer", "op", "channels", "grid"],
+        "properties": {
+          "layer": {"type": "string"},
+          "op": {"type": "string"},
+          "channels": {"$ref": "#/definitions/count"},
+          "grid": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"$ref": "#/definitions/count"}}
+        }
+      }
+    },
     "temporal_resolution": {"$ref": "#/definitions/count"},
     "plugin": {
       "type": "object",

@@ -42,7 +42,8 @@ class Attached:
         names: of the outputs, in order: `"logits"`, `"features"` and `"rows"` where there are some, and the nodes of
             the tensors that routes and walks look at.
         features: the grid of a Saliency Tube, or `None`.
-        read: how what the classifier reads becomes `[N, C, t, h, w]`; `None` where it has no extent, or nobody asked.
+        source: what the class rows are applied to: the features, a layer that was named instead, or what a fully
+            connected classifier reads; `None` where there is no such thing.
         route: through the convolutions that a class feature pyramid looks at, or `None`.
         backward: the walks back from the logits that heads asked for, or `None`.
         spots: where heads look, by place.
@@ -53,7 +54,7 @@ class Attached:
     heads: tuple[Logits, ...]
     names: tuple[str | Node, ...]
     features: Features | None = None
-    read: Grid | None = None
+    source: Op | None = None
     route: Route | None = None
     backward: Backward | None = None
     spots: Mapping[Place, Spot] = field(default_factory=dict)
@@ -69,6 +70,11 @@ class Attached:
         """What was taken off the end of the network: `"softmax"`, or its logarithm, or `"sigmoid"`; `"none"` where the
         logits are made of probabilities and are no logits of any."""
         return ENDINGS.get(self.logits.ends_in, self.logits.ends_in)
+
+    @property
+    def read(self) -> Grid | None:
+        """How the source becomes `[N, C, t, h, w]`; `None` where it has no extent."""
+        return None if self.source is None else self.source.grid
 
     def get(self, outputs: Sequence[Tensor], name: str | Node) -> Tensor | None:
         """One of the outputs of the rewired graph, or `None` where it does not give that."""
@@ -135,7 +141,7 @@ def attach(
         heads=chosen,
         names=tuple(outputs),
         features=found,
-        read=None if source is None else source.grid,
+        source=source,
         route=route,
         backward=backward,
         spots=spots,

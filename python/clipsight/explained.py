@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import importlib
 import operator
 import warnings
 from collections.abc import Sequence
@@ -18,15 +16,13 @@ from .attach import Attached, attach
 from .dataflow import AttachError, FrameByFrame, capture
 from .foreign import in_words_of_ours, not_read, not_run
 from .graph.places import Spot
-from .heads import Evidence, Head
-from .heads.base import BORDER
-from .inputs import as_we_call_it, check_clip, check_model, check_runs, layout_of, one_of
-from .layouts import OURS, order, size_of
+from .heads import Head
+from .inputs import as_we_call_it, check_clip, check_model, layout_of, one_of
+from .layouts import OURS, size_of
 from .scores import Choice, Score
+from .sized import LogitsOnly, Size, SizedExplanation, channels_first
 from .suspects import mixes_samples, not_finite
 from .targets import Target
-
-Size = tuple[int, int, int]
 
 
 def explain(
@@ -125,7 +121,8 @@ class ExplainedModel(nn.Module):
         self.methods = tuple(m.for_clips(preprocessing, self.channels) for m in self.methods)
         network, attached = self._graph(self.size)
         with torch.inference_mode(), in_words_of_ours(AttachError, not_run):
-            logits = network(channels_first(one_of(example), self.layout))[0]
+            seen = network(channels_first(one_of(example), self.layout))
+        logits = seen[0]
         self.score = Score(self.target, classes, logits, attached.head_classes, attached.ending)
         self.num_classes = self.score.num_classes
         weight = rows_of(network, attached)
@@ -141,6 +138,8 @@ class ExplainedModel(nn.Module):
         self.output_meanings = _outputs(self.score.meaning_of_logits(), self.bound)
         self.output_names = tuple(self.output_meanings)
         self._warn_of_suspects(network, logits)
+        if example.numel() and bool(example.amax() > example.amin()):  # of a blank example nothing can be said
+            self._warn_of_blank_maps(seen)
         if self.temporal_resolution == 1 and self.size[0] > 1 and any(m.needs_pooling for m in self.methods):
             warnings.warn(
                 f"explain: the features of {self.model_name} have a single frame for a clip of {self.size[0]} frames, "
@@ -192,7 +191,7 @@ class ExplainedModel(nn.Module):
 
     def plain_at(self, size: Size) -> nn.Module:
         """The network alone, captured the same way: what the explained model's cost is compared with."""
-        return _LogitsOnly(self.at(size, plugin=False))
+        return LogitsOnly(self.at(size, plugin=False))
 
     def given_logits(self, clip: Tensor) -> Tensor:
         """What the network says of a clip as `explain` was given it: its own code, no captured graph.
@@ -256,9 +255,10 @@ class ExplainedModel(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Methods with all options, classes and feature grid, as the manifest states them; JSON-able."""
-        methods = zip(self.methods, self.bound, self.spots, strict=True)
+        methods = zip(self.methods, self.bound, strict=True)
         return {
-            "methods": [(m if m.depth is None else b).describe() | {"explains": spot} for m, b, spot in methods],
+            "methods": [(m if m.depth is None else b).describe() for m, b in methods],
+            "explains": list(self.spots),
             **self.score.describe(),
             "head": self.head,
             "features": self.features,
@@ -269,11 +269,7 @@ class ExplainedModel(nn.Module):
 
     def _graph(self, size: Size) -> tuple[GraphModule, Attached]:
         if size not in self._graphs:
-            try:
-                graph = capture(self.model, (self.channels, *size), self._like)
-            except AttachError:
-                check_runs(self.model, torch.zeros(1, self.channels, *size, **self._like))
-                raise
+            graph = capture(self.model, (self.channels, *size), self._like)
             with in_words_of_ours(AttachError, not_read):
                 attached = attach(graph, self.model, self.head, self.features, self.methods, self.target)
             self._graphs[size] = graph, attached
@@ -295,6 +291,21 @@ class ExplainedModel(nn.Module):
                 stacklevel=4,
             )
 
+    def _warn_of_blank_maps(self, seen: tuple[Tensor, ...]) -> None:
+        """Of maps that are the same everywhere for the example, as far as they are known before they are up-sampled."""
+        with torch.inference_mode():
+            logits = seen[0]
+            classes = self.score.by_class(logits).argmax(1, keepdim=True) if self.classes_input else None
+            evidence = self.at(self.size, plugin=False).evidence(*seen, classes=classes)
+            said = [(head, spot, head.blank(evidence)) for head, spot in zip(self.bound, self.spots, strict=True)]
+        for head, spot, why in said:
+            if why:
+                where = f"'{spot['layer']}'" if spot["layer"] else f"the {spot['op']}"
+                warnings.warn(
+                    f"explain: the map of {head.name} is the same everywhere for the example: of {where}, {why}",
+                    stacklevel=4,
+                )
+
     def _apply(self, fn, recurse=True):  # .to(), .half(), .cuda(): the captured graphs hold tensors of their own
         result = super()._apply(fn, recurse)
         self._graphs.clear()
@@ -306,139 +317,6 @@ class ExplainedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:  # a copy, or another process, captures the graphs anew
         return {**self.__dict__, "_graphs": {}, "_sized": {}}
-
-
-class SizedExplanation(nn.Module):
-    """An explained model at one clip size: the captured network, the class choice and the heads."""
-
-    def __init__(
-        self,
-        network: GraphModule,
-        attached: Attached,
-        heads: Sequence[Head],
-        score: Score,
-        size: Size,
-        plugin: bool,
-        inside: torch.dtype,
-        outside: torch.dtype | None,
-        layout: str = OURS,
-    ) -> None:
-        super().__init__()
-        self.network, self.attached, self.layout = network, attached, layout
-        self.heads, self.score, self.size = tuple(heads), score, size
-        self.inside, self.outside = inside, outside
-        self.compute = torch.promote_types(inside, torch.float32)
-        # The fused ops compute in float32; a network in float64 wants more.
-        fused = plugin and inside != torch.float64
-        self.ops = importlib.import_module(".ops" if fused else ".reference", __package__)
-
-    def forward(
-        self,
-        clip: Tensor,
-        classes: Tensor | None = None,
-        tau: Tensor | None = None,
-        n_sigma: Tensor | None = None,
-        decisions: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """As `ExplainedModel.forward`; for `decisions` see `Evidence`."""
-        logits, *seen = self.look(clip)
-        options = {"classes": classes, "tau": tau, "n_sigma": n_sigma, "decisions": decisions}
-        return logits, *self.maps(logits, *seen, **options)
-
-    def look(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """The network: its tensors by `Attached.names`, the logits `[N, K]` first."""
-        return self._look(channels_first(clip, self.layout))
-
-    def _look(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """The same for a clip `[N, C, T, H, W]`, whatever the layout."""
-        if self.outside is None:
-            return self.network(clip)
-        logits, *seen = self.network(clip.to(self.inside))
-        return logits.to(self.outside), *seen
-
-    def maps(
-        self,
-        *seen: Tensor,
-        classes: Tensor | None = None,
-        tau: Tensor | None = None,
-        n_sigma: Tensor | None = None,
-        decisions: dict[str, Tensor] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """What comes after the network: every output but the logits."""
-        attached, logits = self.attached, seen[0]
-        weight, chosen = attached.get(seen, "rows"), self.score.chosen(logits, classes)
-        weight = None if weight is None else as_type(weight.flatten(1), self.compute)
-        evidence = Evidence(
-            logits=logits,
-            chosen=chosen,
-            score=self.score,
-            size=self.size,
-            ops=self.ops,
-            attached=attached,
-            network=self.network,
-            features=self.features(seen),
-            weight=weight,
-            rows=None if weight is None else self.score.rows(weight, chosen),
-            taps=self.taps(seen),
-            tensors=self.tensors(seen),
-            parameters=self.parameter,
-            again=self.again,
-            tau=tau,
-            n_sigma=n_sigma,
-            decisions=decisions,
-            border=max(BORDER, 16 * torch.finfo(self.inside).eps),
-        )
-        # Heads that split a map leave the whole map behind for the others, so they go first.
-        order = sorted(range(len(self.heads)), key=lambda i: not hasattr(self.heads[i], "of"))
-        results = {i: tuple(self.heads[i].compute(evidence).values()) for i in order}
-        return tuple(tensor for i in range(len(self.heads)) for tensor in results[i])
-
-    def features(self, seen: Sequence[Tensor]) -> Tensor | None:
-        """What the class rows speak about, `[N, C, t, h, w]`."""
-        tensor, grid = self.attached.get(seen, "features"), self.attached.read
-        if tensor is None or grid is not None:
-            return None if tensor is None else grid.of(tensor)
-        return tensor[(..., *[None] * (5 - tensor.dim()))]  # what a fully connected classifier reads
-
-    def taps(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The tensors that layers of the route read, by its numbers."""
-        route = self.attached.route
-        if route is None:
-            return {}
-        nodes = {tensor: route.nodes[i] for tensor, i in route.taps.items()}
-        return {tensor: self.tap(tensor, self.attached.get(seen, node), len(seen[0])) for tensor, node in nodes.items()}
-
-    def tap(self, tensor: int, tap: Tensor, batch: int) -> Tensor:
-        """`[N, C, t, h, w]`, or `[N, C]` where it has no extent; a flattened grid is one again."""
-        route = self.attached.route
-        grid = route.grids[tensor]
-        if tap.dim() == 2 and grid is not None:
-            tap = tap.unflatten(1, (-1, *grid[tensor in route.per_frame :]))
-        return tap if tap.dim() in (2, 5) else tap.unflatten(0, (batch, -1)).transpose(1, 2)
-
-    def tensors(self, seen: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Those that walks back from the logits need, by number; at least in float32, for gradients are small.
-
-        Numbers and truth values stay what they are: they name places.
-        """
-        backward = self.attached.backward
-        if backward is None:
-            return {}
-        taps = {number: self.attached.get(seen, node) for number, node in backward.nodes.items()}
-        return {n: as_type(tap, self.compute) if tap.is_floating_point() else tap for n, tap in taps.items()}
-
-    def again(self, clip: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """The network on other clips, for `Evidence`."""
-        seen = self._look(as_type(clip, self.outside or self.inside))
-        return seen[0], self.tensors(seen)
-
-    def __reduce__(self):
-        raise TypeError("explain: a model at one size cannot be pickled; pickle that of all sizes, and call `at` there")
-
-    def parameter(self, name: str) -> Tensor:
-        """A parameter or buffer of the captured network, at least in float32."""
-        value = functools.reduce(getattr, name.split("."), self.network)
-        return as_type(value, torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
 
 
 def rows_of(network: GraphModule, attached: Attached) -> Tensor | None:
@@ -453,22 +331,12 @@ def _spot(method: Head, attached: Attached) -> dict[str, Any]:
     """What a head explains: the layer, its channels and its grid `(t, h, w)`."""
     places = method.places()
     if not places and attached.read is not None:
-        op = attached.features.op if attached.features else attached.logits.classifier
-        return Spot(op, attached.read).describe()
+        return Spot(attached.source, attached.read).describe()
     if not places:  # what a fully connected classifier reads
         classifier = attached.logits.classifier
         channels = int(classifier.node.args[1].meta["val"].shape[1])
         return {"layer": classifier.path, "op": classifier.kind.name, "channels": channels, "grid": [1, 1, 1]}
     return attached.spots[places[-1]].describe()
-
-
-class _LogitsOnly(nn.Module):
-    def __init__(self, whole: SizedExplanation) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, clip: Tensor) -> Tensor:
-        return self.whole.look(clip)[0]
 
 
 def _outputs(logits: str, methods: Sequence[Head]) -> dict[str, str]:
@@ -498,13 +366,3 @@ def _check_target(target: Target | None, methods: Sequence[Head], head: str | No
     if any(m.depth is not None for m in methods) and target.heads:
         raise ValueError(f"explain: target.heads must be left out for a FeaturePyramid, got {target.heads}")
     return target
-
-
-def as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Tracers write down a conversion to the type that a tensor has already."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def channels_first(clip: Tensor, layout: str) -> Tensor:
-    """`[N, C, T, H, W]` of a clip in some layout."""
-    return clip if layout == OURS else clip.permute(order(layout, OURS))

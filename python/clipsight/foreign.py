@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from .errors import COLORS, LONGEST, first_line
+from .layouts import MOST_COLOURS
 from .text import printable
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ def not_captured(network: nn.Module, shape: Sequence[int], like: dict, error: Ex
         shape, like: of the clip, as for `capture`.
     """
     text = str(error)
-    what = (
-        f"torch.export could not capture {type(network).__name__} on a clip of shape [N, {', '.join(map(str, shape))}]"
-    )
+    lengths, axes = ["N", *map(str, shape)], getattr(network, "axes", None)
+    own = network
+    if axes is not None:  # our own permutation in front of a network of another layout
+        lengths, own = [lengths[axis] for axis in axes], network.network
+    what = f"torch.export could not capture {type(own).__name__} on a clip of shape [{', '.join(lengths)}]"
     where = ", ".join(filter(None, (module_running(error, network), line_running(error))))
     what = f"{what}, at {where}" if where else what
     if depends_on_values(error):
@@ -95,7 +98,9 @@ def not_captured(network: nn.Module, shape: Sequence[int], like: dict, error: Ex
             f"{what}: it must return tensors, alone or in tuples, lists and dicts, got {found[1].rpartition('.')[2]}; "
             "wrap it in a module that returns its logits"
         )
-    return f"{what}: {first_line(error)}{_advice(network, like, text)}"
+    few = axes is None and min(shape[1], shape[-1]) <= MOST_COLOURS
+    layout = "; layout= says so where its axes are in another order" if few else ""
+    return f"{what}: {first_line(error)}{_advice(network, like, text) or layout}"
 
 
 def not_run(error: Exception) -> str:

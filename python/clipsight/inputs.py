@@ -83,7 +83,9 @@ def check_clip(clip: Tensor, layout: str = OURS, given: bool = True) -> None:
     """Raises ValueError or TypeError where it is no clip in that layout, or looks like one in another, not `given`."""
     want = in_words(3, "THW", layout)
     if not isinstance(clip, Tensor):
-        raise TypeError(f"explain: clip must be a tensor {want}, got {type(clip).__name__}")
+        several = isinstance(clip, (tuple, list, dict))
+        hint = "; a network of several inputs becomes one of a clip in a clipsight.models.Adapter" if several else ""
+        raise TypeError(f"explain: clip must be a tensor {want}, got {type(clip).__name__}{hint}")
     if clip.dim() != 5 or 0 in clip.shape[1:]:
         raise ValueError(f"explain: clip must have shape {want} with no empty axis, got {list(clip.shape)}")
     if not clip.is_floating_point():
@@ -116,7 +118,7 @@ def as_we_call_it(model: nn.Module, example: Tensor, layout: str = OURS) -> nn.M
     kinds = {type(m) for m in model.modules()}
     flat = any(issubclass(k, nn.Conv2d) for k in kinds) and not any(issubclass(k, nn.Conv3d) for k in kinds)
     if flat and (error := _failure(model, one_of(example))):
-        if not _speaks_of_rank(error):
+        if not _speaks_of_rank(error) and not _refuses_rank(model, one_of(example), layout):
             raise _could_not_run(model, one_of(example), "a clip", error) from error
         frame = one_of(example).select(layout.index("T"), 0)
         if error := _failure(model, frame):
@@ -130,12 +132,6 @@ def as_we_call_it(model: nn.Module, example: Tensor, layout: str = OURS) -> nn.M
 def in_our_order(model: nn.Module, layout: str) -> nn.Module:
     """A network in eval mode for clips `[N, C, T, H, W]`, whatever its own layout is."""
     return model if layout == OURS else InOrder(model, layout)
-
-
-def check_runs(model: nn.Module, clip: Tensor) -> None:
-    """Raises AttachError where the network itself fails on a clip: what torch.export says of that is no help."""
-    if error := _failure(model, clip):
-        raise _could_not_run(model, clip, "a clip", error) from error
 
 
 def _failure(model: nn.Module, clip: Tensor) -> Exception | None:
@@ -159,6 +155,12 @@ def _could_not_run(model: nn.Module, clip: Tensor, what: str, error: Exception) 
         f"explain: the network {type(network).__name__} could not run on {what} of shape {shape}: "
         f"{type(error).__name__}: {said}{hint}"
     )
+
+
+def _refuses_rank(model: nn.Module, clip: Tensor, layout: str) -> bool:
+    """Whether a clip of one frame is refused for its axes; it broadcasts as frames do, with a mean of each colour."""
+    error = _failure(model, clip.narrow(layout.index("T"), 0, 1))
+    return error is not None and _speaks_of_rank(error)
 
 
 def _speaks_of_rank(error: Exception) -> bool:

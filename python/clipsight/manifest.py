@@ -136,8 +136,9 @@ class Manifest:
         target: which score of the classes is explained: the options of `clipsight.Target` that were given; and
             `head_classes`, the number of classes of each head; `stripped`, what was taken off the network's end.
         head, features: the classifier and the layer that were named by hand, if any.
-        feature_shape: `[C, t, h, w]` at the first size.
-        temporal_resolution: t; a map cannot change faster. 1: constant in time.
+        feature_shape: `[C, t, h, w]` of what the first method explains, at the first size.
+        temporal_resolution: t; its map cannot change faster. 1: constant in time.
+        explains: for each method the layer whose output it explains, with its channels and its grid `[t, h, w]`.
         plugin: the native library that the file needs.
         preprocessing: how the network wants its frames, or `None` where export was not told.
         labels: name of each class, or `None`.
@@ -173,6 +174,7 @@ class Manifest:
     session: dict[str, str] = field(default_factory=dict)
     probability: str = "softmax"
     target: dict[str, Any] = field(default_factory=dict)
+    explains: list[dict[str, Any]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
     @property

@@ -304,7 +304,7 @@ def test_ignored_classes_input_is_an_error(tmp_path):
 class OneFrame(networks.ModulePool):
     def __init__(self) -> None:
         super().__init__()
-        self.body.append(nn.AvgPool3d((4, 1, 1)))
+        self.body.append(nn.MaxPool3d((4, 1, 1)))
 
 
 def test_still_maps_warn_but_do_not_fail(tmp_path):

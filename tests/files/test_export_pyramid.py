@@ -164,7 +164,7 @@ def test_only_what_rounding_can_turn_is_decided_by_the_file():
     scores = torch.tensor([[[0.0, 0.5, 0.50001, 0.499, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]]])
     low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
     kept = scores - low >= 0.5 * (high - low)
-    evidence = Evidence(*[torch.zeros(1)] * 3, SIZE, None, decisions={"x.edges": ~kept})
+    evidence = Evidence(*[None] * 7, decisions={"x.edges": ~kept})
     decided = evidence.decide("x.edges", kept, scores, 0.5)
     assert decided.tolist() == [[[False, False, False, False, True], [True] * 5]]
     assert evidence.decide("y.edges", kept, scores, 0.5) is kept

@@ -13,9 +13,9 @@ from torch import nn
 import clipsight
 import networks
 from clipsight import SaliencyTube, SelectiveRelevance
-from clipsight.explained import SizedExplanation
 from clipsight.exporters.program import Program
 from clipsight.heads import GuidedBackprop, IntegratedGradients
+from clipsight.sized import SizedExplanation
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -263,6 +263,27 @@ def test_rules_of_the_table(ops, monkeypatch):
             torch.testing.assert_close(torch.from_numpy(got), want, rtol=1e-5, atol=1e-5)
 
 
+def test_two_free_axes_are_kept_apart(monkeypatch):
+    """As where a chunk of integrated gradients has free classes beside its free clips."""
+    monkeypatch.setattr(torch.onnx, "export", None)
+
+    class Module(nn.Module):
+        def forward(self, clip, classes):
+            rows = (clip.unsqueeze(0) * clip.new_ones(2, 1, 1, 1, 1)).flatten(0, 1)  # [2 N, 4, 5, 6]
+            pairs = rows.unsqueeze(1) + classes.repeat(2, 1)[:, :, None, None, None]  # [2 N, M, 4, 5, 6]
+            return pairs.unflatten(0, (2, -1)), pairs.flatten(2, 3)
+
+    inputs = torch.randn(3, 4, 5, 6), torch.randn(3, 2)
+    axes = [{0: "N"}, {0: "N", 1: "M"}]
+    proto = exporter.convert(Module().eval(), inputs, ("pairs", "flat"), axes=axes)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    for n, m in ((1, 1), (4, 3)):
+        clip, classes = torch.randn(n, 4, 5, 6), torch.randn(n, m)
+        results = session.run(None, {"clip": clip.numpy(), "classes": classes.numpy()})
+        for got, want in zip(results, Module()(clip, classes), strict=True):
+            torch.testing.assert_close(torch.from_numpy(got), want)
+
+
 @pytest.mark.parametrize("numbers, folded", [(32, True), (onnx_write.LARGEST_FOLDED, False)])
 def test_small_constants_are_folded(numbers, folded):
     """What is made of large ones is not: it would stand in the file beside them."""

@@ -54,6 +54,19 @@ class TwoPathways(nn.Module):
         return self.fc(joined.mean((2, 3, 4)))
 
 
+class TwoStreams(nn.Module):
+    """The features of RGB and flow are joined in front of the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rgb, self.flow, self.fc = networks.stages(), networks.stages(4), nn.Linear(16, 5)
+        self.flow[0] = nn.Conv3d(2, 8, 3, stride=(1, 2, 2), padding=1, bias=False)
+
+    def forward(self, rgb, flow, mask=None):
+        joined = torch.cat([self.rgb(rgb), self.flow(flow)], 1)
+        return self.fc((joined if mask is None else joined * mask).mean((2, 3, 4)))
+
+
 class ChannelsLast(networks.VerbNoun):
     def forward(self, clip):
         return super().forward(clip.permute(0, 4, 1, 2, 3))
@@ -65,6 +78,7 @@ ROWS = {
     "frames first, a dict": (FramesFirst, lambda n, x: networks.ModulePool.forward(n, x)),
     "a dict, a tuple": (DictTuple, lambda n, x: networks.ModulePool.forward(n, x)),
     "a list of pathways, slow and fast": (TwoPathways, lambda n, x: n([x[:, :, [0, 4, 8, 12]], x])),
+    "two clips, RGB and flow, and a mask that may be left out": (TwoStreams, lambda n, x: n(x[:, :3], x[:, 3:])),
     "single frames, logits of each": (
         networks.Image,
         lambda n, x: torch.stack([n(x[:, :, t]) for t in range(x.shape[2])]).mean(0),
@@ -83,6 +97,8 @@ def test_a_row_of_the_table(row, tmp_path):
     network = networks.seeded(factory)
     model = Adapter(network, eval(CALLS[row])).eval()
     x = networks.clip(3, (16, 32, 32) if factory is TwoPathways else (8, 32, 32))
+    if factory is TwoStreams:
+        x = torch.cat([x, networks.clip(3, seed=2)[:, :2]], 1)
     explained = clipsight.explain(model, [SaliencyTube(), SelectiveRelevance()], x[:1])
     pytest.importorskip("onnxruntime")
     clipsight.export(explained, tmp_path / "x.onnx")
@@ -94,6 +110,20 @@ def test_a_row_of_the_table(row, tmp_path):
         torch.testing.assert_close(torch.as_tensor(exported), ours, rtol=1e-4, atol=1e-4)
     assert tube.shape == (3, 1, *x.shape[2:])
     assert (tube[0] - tube[1]).abs().max() > 1e-2
+
+
+def test_a_map_for_each_input():
+    """Gradient times input, by autograd with the network's own two inputs."""
+    network = networks.seeded(TwoStreams)
+    rgb, flow = networks.clip(2).requires_grad_(), networks.clip(2, seed=2)[:, :2].requires_grad_()
+    call = CALLS["two clips, RGB and flow, and a mask that may be left out"]
+    head = clipsight.InputGradient(colours="raw", normalize="none")
+    clip = torch.cat([rgb, flow], 1).detach()
+    logits, raw = clipsight.explain(Adapter(network, eval(call)).eval(), head, clip)(clip)
+    gradients = torch.autograd.grad(network(rgb, flow).amax(1).sum(), (rgb, flow))
+    for map, gradient, given in zip(raw.split((3, 2), 1), gradients, (rgb, flow), strict=True):
+        torch.testing.assert_close(map, gradient * given)
+    torch.testing.assert_close(logits, network(rgb, flow))
 
 
 def test_names_are_those_inside_the_network():
@@ -158,6 +188,9 @@ class MeanOverTokens(networks.ModulePool):
         return self.fc(self.body(x).flatten(2).transpose(1, 2).mean(1))
 
 
-def test_a_mean_over_tokens_does_not_fit():
-    with pytest.raises(clipsight.AttachError, match=r"global average pooling.*Grad-CAM"):
-        clipsight.explain(networks.seeded(MeanOverTokens), SaliencyTube(), networks.clip())
+@torch.no_grad()
+def test_a_mean_over_tokens_is_a_mean_over_the_grid():
+    tokens, grid = (networks.seeded(factory) for factory in (MeanOverTokens, networks.ModulePool))
+    x = networks.clip(2)
+    expected = clipsight.explain(grid, SaliencyTube(), x)(x)
+    torch.testing.assert_close(clipsight.explain(tokens, SaliencyTube(), x)(x), expected)

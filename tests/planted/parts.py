@@ -60,9 +60,12 @@ PARTS = (
     ),
     _part(
         "walks",
-        _package("backward/* graph/* attach.py convolutions.py dataflow.py explained.py inputs.py layouts.py scores.py"),
-        "adjoints convolve explain inputs layouts targets gradient_heads feature_pyramid feature_pyramid_* gradients_* "
-        "relevance_* gradient_files other_networks torchvision export_options",
+        _package(
+            "backward/* graph/* attach.py convolutions.py dataflow.py explained.py foreign.py inputs.py layouts.py "
+            "scores.py sized.py suspects.py"
+        ),
+        "adjoints convolve explain foreign graph inputs layouts targets gradient_heads feature_pyramid "
+        "feature_pyramid_* gradients_* relevance_* gradient_files other_networks torchvision export_options",
     ),
     _part(
         "exporters",

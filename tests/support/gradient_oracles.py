@@ -250,7 +250,7 @@ def _relevance(module: nn.Module, clip: Tensor, classes: Tensor, rule, hooks: di
 
 def _boxes(clip: Tensor, *bounds: Sequence[float]) -> list[Tensor]:
     """A clip of the least values, and one of the largest."""
-    return [clip.new_tensor(bound).view(3, 1, 1, 1).expand_as(clip).contiguous() for bound in bounds]
+    return [clip.new_tensor(bound).view(-1, 1, 1, 1).expand_as(clip).contiguous() for bound in bounds]
 
 
 def _first_convolutions(module: fx.GraphModule) -> list[fx.Node]:

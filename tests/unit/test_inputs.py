@@ -126,6 +126,9 @@ def test_layouts_that_are_none():
         clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), networks.clip(), layout="NHWTC")
     with pytest.raises(ValueError, match=r"clip must have shape \[N, T, H, W, 3\] with no empty axis, got \[3, 8"):
         clipsight.explain(networks.seeded(ChannelsLast), SaliencyTube(), torch.zeros(3, 8, 32, 32), layout="NTHWC")
+    for several in ((networks.clip(), networks.clip()), [networks.clip()], {"rgb": networks.clip()}):
+        with pytest.raises(TypeError, match=r"got (tuple|list|dict); a network of several inputs .*models\.Adapter"):
+            clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), several)
     for layout in LAYOUTS:
         shape = shape_of(2, 3, (8, 32, 40), layout)
         assert sorted(shape) == [2, 3, 8, 32, 40]
@@ -167,6 +170,13 @@ class SaysIt(networks.Image):
         return super().forward(x)
 
 
+class Normalizes(networks.Image):
+    """With a mean for each colour, which a clip's axes do not fit."""
+
+    def forward(self, x):
+        return super().forward(x - torch.zeros(3, 1, 1))
+
+
 class Permutes(networks.Image):
     """Of frames [N, H, W, 3]."""
 
@@ -174,7 +184,7 @@ class Permutes(networks.Image):
         return super().forward(x.permute(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("factory", [networks.Image, Unpacks, AsksBarely, SaysIt, Permutes])
+@pytest.mark.parametrize("factory", [networks.Image, Unpacks, AsksBarely, SaysIt, Normalizes, Permutes])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
 def test_a_network_of_frames_sees_each_on_its_own(factory, layout):
@@ -247,7 +257,7 @@ def test_an_error_on_a_clip_names_the_layout_where_that_may_help():
         clipsight.explain(networks.seeded(networks.ModulePool), SaliencyTube(), x)
     explained = clipsight.explain(networks.seeded(Reordered), SaliencyTube(), x, layout="NTCHW")
     assert explained.size == (4, 32, 32)
-    with pytest.raises(AttachError, match=r"Reordered could not run on a clip of shape \[1, 4, 2, 32, 32\]"):
+    with pytest.raises(AttachError, match=r"could not capture Reordered on a clip of shape \[N, 4, 2, 32, 32\]"):
         clipsight.explain(networks.seeded(Reordered), SaliencyTube(), x[:, :, :2], layout="NTCHW")
 
 

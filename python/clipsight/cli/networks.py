@@ -99,7 +99,7 @@ class LiveNetwork:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 how = {"target": self._target, "layout": self._layout}
-                self._explained[classes] = explained = explain(self._module, self.methods, tensor, chosen, **how)
+                self._explained[classes] = explain(self._module, self.methods, tensor, chosen, **how)
             said = (str(warning.message) for warning in caught)
             self.notes = list(dict.fromkeys([*self.notes, *(text for text in said if text.startswith("explain:"))]))
         with torch.inference_mode():

@@ -127,6 +127,7 @@ def print_manifest(manifest) -> None:
     for i, method in enumerate(manifest.methods):
         options = _pairs({k: v for k, v in method.items() if k not in ("method", "of") and v not in (None, [], False)})
         rows += [("" if i else "methods", f"{method['method']}: {options}")]
+        rows += [("", f"  of {_spot(spot)}") for spot in manifest.explains[i : i + 1]]
     words = in_words(manifest.target)
     stripped = manifest.target.get("stripped")
     read = manifest.probability + (f", the {stripped} at the end of the network was taken off" if stripped else "")
@@ -154,3 +155,9 @@ def _pairs(values: dict) -> str:
     return ", ".join(
         f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )
+
+
+def _spot(spot: dict) -> str:
+    """What a method explains."""
+    layer = f"'{spot['layer']}' ({spot['op']})" if spot["layer"] else f"the {spot['op']}"
+    return f"{layer}, {spot['channels']} x {' x '.join(map(str, spot['grid']))}"

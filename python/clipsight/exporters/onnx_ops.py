@@ -226,18 +226,21 @@ def _shaped(w, x, lengths):
 
 def _flattened(w, x, start=0, end=-1):
     start, end = start % len(x.shape), end % len(x.shape)
-    return _shaped(w, x, [*[0] * start, -1, *_fixed(w, x.shape[end + 1 :])])  # 0: as it was
+    return _shaped(w, x, [*[0] * start, -1, *_behind(w, x, end + 1)])  # 0: as it was
 
 
 def _unflattened(w, x, dim, sizes):
     dim %= len(x.shape)
-    return _shaped(w, x, [*[0] * dim, *sizes, *_fixed(w, x.shape[dim + 1 :])])
+    return _shaped(w, x, [*[0] * dim, *sizes, *_behind(w, x, dim + 1)])
 
 
-def _fixed(w, lengths) -> list[int]:
-    if sum(not isinstance(length, int) for length in w.made.shape) > 1:
-        need(all(isinstance(length, int) for length in lengths))
-    return [length if isinstance(length, int) else -1 for length in lengths]
+def _behind(w, x, axis):
+    """The lengths from an axis on; a free one is asked for, where -1 stands for another already."""
+    several = sum(not isinstance(length, int) for length in w.made.shape) > 1
+    return [
+        length if isinstance(length, int) else w.op("Shape", x, start=i, end=i + 1) if several else -1
+        for i, length in enumerate(x.shape[axis:], axis)
+    ]
 
 
 def _squeezed(w, x, dim):

@@ -78,7 +78,13 @@ def find_grid(flow: Dataflow, logits: Op, network: str) -> Op:
     if any(op for op in part if not _comes_through(op, start, part)):
         raise _undefined(network, logits, part, [start, logits])
     layers = [op for op in part if op.role is Role.WEIGHS and op is not start and start in flow.ancestors(op)]
-    return start if layers else _in_front_of_classes(start, part)
+    start = start if layers else _in_front_of_classes(start, part)
+    while start.kind.name in ("permute", "reshape", "identity", "dropout") and start.inputs[0].grid is not None:
+        before = start.inputs[0]
+        if (before.grid.size, before.grid.channels) != (start.grid.size, start.grid.channels):
+            break
+        start = before
+    return start
 
 
 def _is_spatial(op: Op) -> bool:

@@ -494,12 +494,13 @@ def _expanded(node: Node, known, value: Tensor) -> Axes:
 
 
 def _mirrored(node: Node, known, value: Tensor) -> Axes:
-    """A flipped axis no longer lies over the clip's; one that is rolled does once it is rolled back."""
+    """A flipped axis no longer lies over the clip's, as a part of it does not; a rolled one does when it is back."""
     before = known(node.args[0])
     if not str(node.target).startswith("aten.flip"):
         return before
     flipped = {d % len(before) for d in node.args[1]}
-    return tuple(Axis((Factor("?", a.length),)) if i in flipped else a for i, a in enumerate(before))
+    turned = (Axis(tuple(f._replace(whole=-1) for f in axis.factors), axis.extra) for axis in before)
+    return tuple(new if i in flipped else old for i, (old, new) in enumerate(zip(before, turned, strict=True)))
 
 
 def _first(node: Node, known, value: Tensor) -> Axes:

@@ -8,6 +8,7 @@ op.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -81,6 +82,8 @@ class Op:
             return False
         if self.role is Role.POOLS and self.kind.name != "cumsum" and self.inputs[0].grid:
             return True
+        if self.kind.name in ("slice", "index") and self.grid:
+            return False  # every second frame, say, all along the clip
         before, after = (op.axes for op in (self.inputs[0], self))
         if not _whole(before) or not _whole(after):
             return False
@@ -118,6 +121,10 @@ class Dataflow:
                 depends.add(node)
                 kind = kind_of(node, depends)
                 axes = labels.axes_of(node, kind, self._axes_of)
+                if node.target is operator.getitem:  # one of several outputs: what made them all made it
+                    source = self.ops[node.args[0]]
+                    self.ops[node] = Op(node, index, source.kind, source.inputs, axes)
+                    continue
             else:
                 continue
             self.ops[node] = Op(node, index, kind, tuple(self.ops[n] for n in reads), axes)

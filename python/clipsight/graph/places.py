@@ -156,8 +156,7 @@ def _read_by_last_attention(flow: Dataflow, before: set[Op]) -> Op | None:
 
 def _mixes(op: Op) -> bool:
     """An attention, not the softmax of a single row of classes."""
-    first = op.node.args[0].meta["val"]
-    return first.dim() > 2
+    return op.inputs[0].value.dim() > 2
 
 
 def _has_tokens(op: Op) -> bool:

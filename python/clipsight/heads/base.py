@@ -133,6 +133,10 @@ class Head:
     needs_pooling: ClassVar[bool] = True  # global, in front of the classifier
     depth: ClassVar[int | str | None] = None  # of the convolutions that it looks at
 
+    def blank(self, evidence: Evidence) -> str:
+        """Why its map is the same everywhere, in words; `""` where it is not, or where that is not known in time."""
+        return ""
+
     def thresholds(self) -> dict[str, float | None]:
         """The options that `Evidence` may replace, `tau` and `n_sigma`, by name; without the head's own use, none."""
         return {}

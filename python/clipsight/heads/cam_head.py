@@ -22,6 +22,24 @@ class CamHead(Head):
             results |= {f"{self.name}_{e}": EXTRAS[e][1](tube) for e in self.extras}
         return results
 
+    def blank(self, evidence: Evidence) -> str:
+        cam = self.relevance(evidence)[""]
+        small = cam.small(evidence.ops)
+        if small.numel() == 0 or not bool(small.isfinite().all()):
+            return ""
+        span = small.amax((2, 3, 4)) - small.amin((2, 3, 4))
+        if bool((span > 1e-6 * small.abs().amax((2, 3, 4))).any()):
+            return ""
+        if small[0, 0].numel() == 1:
+            return "whose grid is a single place; explain an earlier layer"
+        if not bool(cam["features"].any()):
+            return "all features are 0"
+        if not bool(cam["weight"].any()):
+            return "nothing arrives from the class: its gradient there is 0"
+        if cam["relu"] and not bool(small.any()):
+            return "all evidence is against the class, which relu=True leaves out"
+        return "every place says the same"
+
     def maps(self) -> tuple[str, ...]:
         return ("",)
 

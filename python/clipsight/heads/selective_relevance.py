@@ -92,6 +92,9 @@ class SelectiveRelevance(Head):
     def thresholds(self) -> dict[str, float | None]:
         return self.of.thresholds() | {"n_sigma": self.n_sigma}
 
+    def blank(self, evidence: Evidence) -> str:
+        return self.of.blank(evidence)
+
     def with_maps_of(self, dtype: str) -> SelectiveRelevance:
         return replace(self, of=self.of.with_maps_of(dtype))
 
