@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
-from .dataflow import AttachError, follow_sizes, where, without_mutation
+from .dataflow import AttachError, follow_sizes, in_place_again, where, without_mutation
 from .graph.affine import Features, find_grid, find_rows
 from .graph.axes import Grid
 from .graph.dataflow import Dataflow, Op
@@ -124,7 +124,7 @@ def attach(
     route = None
     if depths:
         classifier = _layer(flow, classifier, name)
-        route = find_route(graph, source.node, classifier.node, "all" if "all" in depths else max(depths))
+        route = find_route(flow, source, classifier, "all" if "all" in depths else max(depths))
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
     grid = source if source is not None and source.grid is not None else None
@@ -151,6 +151,7 @@ def attach(
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(outputs.values()),)
     graph.eliminate_dead_code()
+    in_place_again(graph)
     follow_sizes(graph)
     graph.lint()
     module.recompile()
@@ -209,7 +210,7 @@ def _others(flow: Dataflow, classifier: Op | None) -> str:
     """What else is defined for a network without a grid behind which it is affine."""
     try:
         layer = _layer(flow, classifier, "")
-        find_route(flow.graph, layer.inputs[0].node, layer.node, "all")
+        find_route(flow, layer.inputs[0], layer, "all")
     except AttachError:
         return "."
     return "; so does FeaturePyramid."

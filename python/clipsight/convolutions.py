@@ -13,28 +13,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Node
 
-from .dataflow import AttachError, name_of, op_of, shape_of, where
+from .dataflow import AttachError, shape_of
+from .graph.dataflow import Dataflow, Op
+from .graph.table import Role
 from .pyramid import Layer, Source
 
-aten = torch.ops.aten
-
-_CONVOLUTIONS = {aten.conv3d.default, aten.conv2d.default, aten.conv3d.padding, aten.conv2d.padding}
-# Ops by name, whatever the overload: each gives a tensor with the channels of its first argument, in the same order.
-_PASSES = {
-    *("batch_norm", "instance_norm", "group_norm", "dropout", "feature_dropout", "alpha_dropout"),
-    *("relu", "relu6", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardtanh", "clamp"),
-    *("clamp_min", "sigmoid", "tanh", "hardsigmoid", "hardswish", "softplus"),
-    *("max_pool3d", "max_pool2d", "avg_pool3d", "avg_pool2d", "adaptive_avg_pool3d", "adaptive_avg_pool2d"),
-    *("mean", "amax", "pad", "constant_pad_nd", "replication_pad3d"),
-    *("upsample_nearest3d", "upsample_trilinear3d", "clone", "contiguous", "alias", "detach", "to", "_to_copy"),
-    *("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze"),
+# Each gives a tensor with the channels of its first input, in the same order, if the shapes allow it.
+_PASSES = (Role.GATES, Role.CURVES, Role.SCALES, Role.POOLS)
+_PASSING_KINDS = {
+    *("identity", "dropout", "pad", "replicate pad", "reflect pad", "reshape", "flip"),
+    *("max_pool", "max_pool_with_indices", "adaptive_max_pool", "amax"),
+    *("group_norm", "instance_norm", "batch_statistics"),
 }
-_CAT = {aten.cat.default, aten.concat.default, aten.concatenate.default}
-_SCALAR = {"add", "sub", "mul", "div"}  # with a number instead of a second tensor
 
 
 @dataclass(frozen=True)
@@ -101,11 +94,11 @@ class Route:
         return {self.head.name: self.features} | {step.layer.name: step.read for step in self.convolutions}
 
 
-def find_route(graph: Graph, features: Node, classifier: Node, depth: int | str) -> Route:
+def find_route(flow: Dataflow, features: Op, classifier: Op, depth: int | str) -> Route:
     """The route from the classifier's features down to a depth.
 
     Args:
-        graph: without in-place ops.
+        flow: of the network.
         features: what the class step looks at.
         classifier: the linear layer or convolution that gives the logits.
         depth: of the deepest layers, 1 for the classifier alone, or `"all"`.
@@ -113,46 +106,46 @@ def find_route(graph: Graph, features: Node, classifier: Node, depth: int | str)
     Raises:
         AttachError: an op cannot be followed, a layer runs twice, or the network is not so deep.
     """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    depths = _depths(graph, features)
-    deepest = max(depths[node] + _is_layer(node) for node in depths)
+    depths = _depths(flow, features)
+    deepest = max(depths[op] + _is_layer(op) for op in depths)
     wanted = math.inf if depth == "all" else depth
-    for node, reached in depths.items():
-        if reached < wanted and not _is_known(node) and any(map(_is_layer, _behind(node))):
+    for op, reached in depths.items():
+        if reached < wanted and not _is_known(op) and any(map(_is_layer, flow.ancestors(op) - {op})):
             raise AttachError(
-                f"explain: FeaturePyramid cannot follow '{op_of(node)}' {where(node)}: between convolutions and "
-                "linear layers it knows norms, activations, pooling, dropout, sums and concatenations, which keep the "
-                f"channels apart. Up to depth {reached} it is defined for this network"
+                f"explain: FeaturePyramid cannot follow {op.where}: between convolutions and linear layers it knows "
+                "norms, activations, pooling, dropout, sums and concatenations, which keep the channels apart. "
+                f"Up to depth {reached} it is defined for this network"
             )
     if wanted > deepest and depth != "all":
         raise AttachError(
             f"explain: depth must be at most {deepest}, the number of layers on the longest path, got {depth}"
         )
-    facts = _facts(graph, depths)
-    walked = [node for node in sorted(depths, key=order.get, reverse=True) if node.op == "call_function"]
-    chosen = [node for node in walked if _is_layer(node) and depths[node] + 1 <= wanted]
+    facts = _facts(flow, depths)
+    walked = [op for op in sorted(depths, key=lambda op: -op.index) if op is not flow.clip]
+    chosen = [op for op in walked if _is_layer(op) and depths[op] + 1 <= wanted]
     _check_used_once([classifier, *chosen])
     needed = _needed(walked, chosen)
-    numbers = {node: i for i, node in enumerate([features, *(n for n in walked if n is not features)])}
-    for node in chosen:
-        numbers.setdefault(node.args[0], len(numbers))
+    numbers = {op: i for i, op in enumerate([features, *(op for op in walked if op is not features)])}
+    for op in chosen:
+        numbers.setdefault(op.inputs[0], len(numbers))
     steps: list[Convolution | Pass] = []
-    for node in walked:
-        if node in chosen:
-            layer = _layer(node, node.args[0], depths[node] + 1, facts)
-            steps.append(Convolution(layer, node.args[1].target, numbers[node], numbers[node.args[0]]))
-        elif not _is_layer(node):
-            parts = [(numbers[r], start, stop) for r, start, stop in _parts(node, facts) if r in needed]
-            steps.extend([Pass(numbers[node], tuple(parts))] if parts else [])
-    tapped = dict.fromkeys([features, *(node.args[0] for node in chosen)])
+    for op in walked:
+        if op in chosen:
+            read = op.inputs[0]
+            layer = _layer(op, read, depths[op] + 1, facts)
+            steps.append(Convolution(layer, op.node.args[1].target, numbers[op], numbers[read]))
+        elif not _is_layer(op):
+            parts = [(numbers[r], start, stop) for r, start, stop in _parts(op, facts) if r in needed]
+            steps.extend([Pass(numbers[op], tuple(parts))] if parts else [])
+    tapped = dict.fromkeys([features, *(op.inputs[0] for op in chosen)])
     return Route(
         steps=tuple(steps),
         features=numbers[features],
         head=_layer(classifier, features, 1, facts),
-        taps={numbers[node]: i for i, node in enumerate(tapped)},
-        grids={numbers[node]: facts[node].grid for node in tapped},
-        per_frame=frozenset(numbers[node] for node in tapped if facts[node].per_frame),
-        nodes=tuple(tapped),
+        taps={numbers[op]: i for i, op in enumerate(tapped)},
+        grids={numbers[op]: facts[op].grid for op in tapped},
+        per_frame=frozenset(numbers[op] for op in tapped if facts[op].per_frame),
+        nodes=tuple(op.node for op in tapped),
     )
 
 
@@ -170,150 +163,132 @@ class _Facts:
     per_frame: bool = False
 
 
-def _depths(graph: Graph, features: Node) -> dict[Node, int]:
+def _depths(flow: Dataflow, features: Op) -> dict[Op, int]:
     """The tensors that the walk meets: layers on the longest path from each to the logits, the classifier included."""
     depths = {features: 1}
-    for node in reversed(graph.nodes):
-        if node in depths:
-            for read in _reads(node):
-                depths[read] = max(depths.get(read, 1), depths[node] + _is_layer(node))
+    for op in reversed(list(flow)):
+        if op in depths:
+            for read in _reads(op):
+                depths[read] = max(depths.get(read, 1), depths[op] + _is_layer(op))
     return depths
 
 
-def _facts(graph: Graph, walked) -> dict[Node, _Facts]:
-    facts: dict[Node, _Facts] = {}
-    batch, _, frames = shape_of(next(iter(graph.find_nodes(op="placeholder"))))[:3]
-    for node in graph.nodes:
-        if node not in walked:
+def _facts(flow: Dataflow, walked) -> dict[Op, _Facts]:
+    facts: dict[Op, _Facts] = {}
+    batch, _, frames = shape_of(flow.clip.node)[:3]
+    for op in flow:
+        if op not in walked:
             continue
-        shape = [length for length in shape_of(node)[1:] if isinstance(length, int)]
-        per_frame = len(shape) < 4 and shape_of(node)[0] != batch  # of a 2-D network
+        shape = [length for length in shape_of(op.node)[1:] if isinstance(length, int)]
+        per_frame = len(shape) < 4 and shape_of(op.node)[0] != batch  # of a 2-D network
         grid = tuple([frames if per_frame else 1, *shape[1:], *[1] * per_frame * (3 - len(shape))][-3:])
         grid = grid if len(shape) > 1 or per_frame else None
         own = _Facts(shape[0], grid, per_frame=per_frame)
-        if _is_layer(node):
-            own = replace(own, sources=(Source(layer_name(node), 0, own.channels),))
-        elif _is_sum(node):
-            parts = [facts[read] for read in _reads(node)]
+        if _is_layer(op):
+            own = replace(own, sources=(Source(layer_name(op), 0, own.channels),))
+        elif _is_sum(op):
+            parts = [facts[read] for read in _reads(op)]
             own = replace(own, sources=tuple(dict.fromkeys(s for part in parts for s in part.sources)))
-        elif _is_cat(node):
-            starts = [start for _, start, _ in _parts(node, facts)]
-            shifted = zip(starts, (facts[read] for read in _reads(node)), strict=True)
+        elif _is_cat(op):
+            starts = [start for _, start, _ in _parts(op, facts)]
+            shifted = zip(starts, (facts[read] for read in _reads(op)), strict=True)
             own = replace(
                 own,
                 sources=tuple(
                     replace(s, start=s.start + start, stop=s.stop + start) for start, f in shifted for s in f.sources
                 ),
-                branches=tuple((start, stop) for _, start, stop in _parts(node, facts)),
+                branches=tuple((start, stop) for _, start, stop in _parts(op, facts)),
             )
-        elif _is_known(node):
-            before = facts[node.args[0]]
+        elif _is_known(op) and _reads(op):
+            before = facts[_reads(op)[0]]
             cells = math.prod((before.grid or ())[before.per_frame :])
             if len(shape) == 1 and before.channels * cells == own.channels:
                 grid = before.grid  # a flattened grid, which lives on behind dropout and the like
             own = replace(before, grid=grid, per_frame=per_frame)
-        facts[node] = own
+        facts[op] = own
     return facts
 
 
-def _needed(walked: list[Node], chosen: list[Node]) -> set[Node]:
+def _needed(walked: list[Op], chosen: list[Op]) -> set[Op]:
     """Tensors whose channels a chosen layer makes or reads, and those on the way to one."""
-    needed = {*chosen, *(node.args[0] for node in chosen)}
-    for node in reversed(walked):
-        if not _is_layer(node) and any(read in needed for read in _reads(node)):
-            needed.add(node)
+    needed = {*chosen, *(op.inputs[0] for op in chosen)}
+    for op in reversed(walked):
+        if not _is_layer(op) and any(read in needed for read in _reads(op)):
+            needed.add(op)
     return needed
 
 
-def _reads(node: Node) -> list[Node]:
+def _reads(op: Op) -> list[Op]:
     """The tensors that a known op takes its channels from."""
-    if not _is_known(node):
+    if not _is_known(op):
         return []
-    if _is_cat(node):
-        return list(node.args[0])
-    if _is_sum(node):
-        return [arg for arg in node.args[:2] if arg.op != "get_attr"]
-    return [node.args[0]]
+    return list(op.inputs) if _is_cat(op) or _is_sum(op) else [op.inputs[0]]
 
 
-def _parts(node: Node, facts: dict[Node, _Facts]) -> Iterator[tuple[Node, int, int]]:
+def _parts(op: Op, facts: dict[Op, _Facts]) -> Iterator[tuple[Op, int, int]]:
     start = 0
-    for read in _reads(node):
+    for read in _reads(op):
         channels = facts[read].channels
         yield read, start, start + channels
-        start += channels if _is_cat(node) else 0
+        start += channels if _is_cat(op) else 0
 
 
-def _is_layer(node: Node) -> bool:
+def _is_layer(op: Op) -> bool:
     """A convolution, or a linear layer whose channels are the second axis."""
-    return node.target in _CONVOLUTIONS or (node.target is aten.linear.default and len(shape_of(node)) == 2)
+    return op.kind.name == "conv" or (op.kind.name == "linear" and len(shape_of(op.node)) == 2)
 
 
-def _is_sum(node: Node) -> bool:
-    tensors = [arg for arg in node.args[:2] if isinstance(arg, Node)]
-    return node.target is aten.add.Tensor and len(tensors) == 2 and len({shape_of(arg) for arg in tensors}) == 1
+def _is_sum(op: Op) -> bool:
+    return op.kind.name == "add" and len(op.inputs) == 2 and len({shape_of(read.node) for read in op.inputs}) == 1
 
 
-def _is_cat(node: Node) -> bool:
-    return node.target in _CAT and len(node.args) > 1 and node.args[1] in (1, 1 - len(shape_of(node)))
+def _is_cat(op: Op) -> bool:
+    axis = op.node.args[1] if len(op.node.args) > 1 else op.node.kwargs.get("dim", 0)
+    return op.kind.name == "cat" and axis in (1, 1 - len(shape_of(op.node)))
 
 
-def _is_known(node: Node) -> bool:
-    if node.op != "call_function":
+def _is_known(op: Op) -> bool:
+    if not op.inputs or not isinstance(op.value, Tensor):
         return False
-    if _is_layer(node):
+    if _is_layer(op) or _is_sum(op) or _is_cat(op):
         return True
-    if _is_sum(node) or _is_cat(node):
-        return True
-    name = op_of(node)
-    if name in _SCALAR:
-        return isinstance(node.args[0], Node) and not isinstance(node.args[1], Node)
-    return name in _PASSES and _keeps_channels(node)
+    passes = op.role in _PASSES or op.kind.name in _PASSING_KINDS or (op.kind.name == "add" and len(op.inputs) == 1)
+    return passes and op.kind.name != "cumsum" and _keeps_channels(op)
 
 
-def _keeps_channels(node: Node) -> bool:
+def _keeps_channels(op: Op) -> bool:
     """The same channels behind the op as before, or all of the grid flattened into them."""
-    before, after = shape_of(node.args[0]), shape_of(node)
-    if before[0] != after[0] or any(isinstance(length, str) for length in (*before[1:], *after[1:])):
+    before, after = shape_of(op.inputs[0].node), shape_of(op.node)
+    if len(after) < 2 or before[0] != after[0] or any(isinstance(n, str) for n in (*before[1:], *after[1:])):
         return False
     return before[1] == after[1] or (len(after) == 2 and math.prod(before[1:]) == after[1])
 
 
-def _behind(node: Node) -> Iterator[Node]:
-    """All nodes that a node depends on."""
-    waiting, seen = [node], set()
-    while waiting:
-        for before in waiting.pop().all_input_nodes:
-            if before not in seen:
-                seen.add(before)
-                waiting.append(before)
-                yield before
-
-
-def _check_used_once(layers: list[Node]) -> None:
+def _check_used_once(layers: list[Op]) -> None:
     seen = set()
-    for node in layers:
-        if node.args[1].op != "get_attr":
+    for op in layers:
+        weight = op.node.args[1]
+        if weight.op != "get_attr":
             raise AttachError(
-                f"explain: FeaturePyramid needs the weight of '{name_of(node)}' as a parameter, got a computed one"
+                f"explain: FeaturePyramid needs the weight of {op.where} as a parameter, got a computed one"
             )
-        if node.args[1].target in seen:
+        if weight.target in seen:
             raise AttachError(
-                f"explain: FeaturePyramid needs a network that runs every layer once, '{layer_name(node)}' runs more "
+                f"explain: FeaturePyramid needs a network that runs every layer once, '{layer_name(op)}' runs more "
                 "than once, so that its kernels cannot be told apart; use a copy of the module for each place"
             )
-        seen.add(node.args[1].target)
+        seen.add(weight.target)
 
 
-def _layer(node: Node, read: Node, depth: int, facts: dict[Node, _Facts]) -> Layer:
+def _layer(op: Op, read: Op, depth: int, facts: dict[Op, _Facts]) -> Layer:
     fact = facts[read]
     groups = 1
-    if node.target in _CONVOLUTIONS and len(node.args) > 6:
-        groups = node.args[6]
+    if op.kind.name == "conv" and len(op.node.args) > 6:
+        groups = op.node.args[6]
     return Layer(
-        name=layer_name(node),
+        name=layer_name(op),
         depth=depth,
-        kernels=int(node.meta["val"].shape[1]) if depth > 1 else int(node.args[1].meta["val"].shape[0]),
+        kernels=int(op.shape[1]) if depth > 1 else int(op.node.args[1].meta["val"].shape[0]),
         channels=fact.channels,
         groups=groups,
         grid=fact.grid,
@@ -322,7 +297,8 @@ def _layer(node: Node, read: Node, depth: int, facts: dict[Node, _Facts]) -> Lay
     )
 
 
-def layer_name(node: Node) -> str:
+def layer_name(op: Op) -> str:
     """Module path of a layer: its weight's name tells two layers of one module apart."""
-    target = node.args[1].target if node.args[1].op == "get_attr" else name_of(node)
+    weight = op.node.args[1]
+    target = weight.target if weight.op == "get_attr" else op.path
     return str(target).removesuffix(".weight").removeprefix("network.")

@@ -39,10 +39,11 @@ def explain(
     """Makes a module that returns logits and one map per method; the model itself stays as it is.
 
     Args:
-        model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`, that ends in global pooling and a linear
-            layer or 1x1x1 convolution (for a `FeaturePyramid` the last layer is enough); or an image classifier, which
-            refuses a clip for its number of axes, and then sees every frame on its own. Wrappers for training
-            (`DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile`) are taken off.
+        model: a video classifier in eval mode, `[N, 3, T, H, W]` -> `[N, K]`. A `SaliencyTube` wants means and linear
+            layers of one grid of features behind its last nonlinear op, a `FeaturePyramid` a linear layer at the end.
+            Or an image classifier, which refuses a clip for its number of axes, and then sees every frame on its own.
+            Wrappers for training (`DataParallel`, `DistributedDataParallel`, `AveragedModel`, `torch.compile`) are
+            taken off.
         methods: one head or several, such as `SaliencyTube()`, `SelectiveRelevance(of=SaliencyTube())` and
             `FeaturePyramid()`.
         example: a clip `[N, 3, T, H, W]` of the size, dtype and device that the model takes.
@@ -51,7 +52,7 @@ def explain(
         target: which score of the class: by default its logit, else one of several steps or heads, or against another
             class; and how logits are read as probabilities.
         head: module path of the classifier, for a network with several (verb and noun).
-        features: module path of the layer to explain instead of the input of the global pooling.
+        features: module path of the layer to explain instead of the input of the first mean.
         layout: the order of the axes of the clips that the model takes, `"NCTHW"`, `"NTCHW"` or `"NTHWC"`; by default
             the model's own attribute `layout`, or `"NCTHW"`. The explained model and its files take clips in the same
             order; maps are `[N, M, T, H, W]`.
@@ -61,8 +62,8 @@ def explain(
         `output_names`. The logits are what the network says, but in front of a softmax or sigmoid that it ends in.
 
     Raises:
-        AttachError: the network has no global pooling and linear head, or they must be named; or it has layers that a
-            `FeaturePyramid` cannot follow; or it cannot run on the example.
+        AttachError: a head is not defined for the network, or has no rule for an op; or the network has several
+            classifiers, of which one must be named; or it cannot run on the example.
         ValueError, TypeError: an argument does not fit; among them an example whose axes look like those of another
             layout, where none is given.
     """

@@ -236,6 +236,30 @@ OPS = {
     "nearest": lambda x: (F.interpolate(x.unsqueeze(1), (3, 12, 6)), F.interpolate(x.unsqueeze(2), (1, 7, 13))),
     "its own length": lambda x: (torch.full((x.shape[0], 2), x.shape[0]), x + torch.full((), x.shape[0])),
     "poolings": lambda x: (F.max_pool2d(x, 3, 2, 1), F.avg_pool2d(x, 2, 1, 1, count_include_pad=False)),
+    "activations": lambda x: (
+        *(F.gelu(3 * x, approximate=how) for how in ("none", "tanh")),
+        F.hardswish(4 * x),
+        F.hardsigmoid(4 * x),
+        F.hardtanh(3 * x, -0.5, 2.0),
+        F.relu6(9 * x),
+        F.leaky_relu(x, 0.2),
+        F.elu(x, 0.7),
+        F.mish(x),
+        torch.erf(x) + x.sin() * x.cos(),
+    ),
+    "layer norms": lambda x: (
+        F.layer_norm(x, (6,)),
+        F.layer_norm(x, (5, 6), torch.arange(30.0).view(5, 6).cos(), torch.arange(30.0).view(5, 6).sin(), 1e-2),
+        F.layer_norm(x, (6,), torch.arange(6.0)),
+    ),
+    "attention": lambda x: (
+        F.scaled_dot_product_attention(x, x.flip(2), 2 * x),
+        F.scaled_dot_product_attention(x[..., :2], x[:, :, :3, :2], x[:, :, 1:4], scale=0.3),
+        F.scaled_dot_product_attention(x, x, x, torch.arange(25.0).view(5, 5).sin()),
+        F.scaled_dot_product_attention(x, x, x, torch.arange(5).view(5, 1) > torch.arange(5)),  # one with no key
+        torch.bmm(x[:, 0], x[:, 1].transpose(1, 2)),
+        torch.addmm(torch.arange(3.0), x[:, 0, 0], torch.arange(18.0).view(6, 3).sin()),
+    ),
     "convolutions": lambda x: (
         F.conv2d(x, torch.ones(2, 2, 3, 3), None, 2, 1, 1, 2),
         F.conv2d(x, torch.ones(3, 4, 3, 2), torch.ones(3), padding="same"),
@@ -308,7 +332,7 @@ def test_small_constants_are_folded(numbers, folded):
 def test_what_the_table_lacks_is_written_by_torch():
     class Module(nn.Module):
         def forward(self, clip):
-            return (torch.erf(clip),)
+            return (torch.asinh(clip),)
 
     proto = exporter.convert(Module().eval(), (torch.randn(3, 4, 5, 6),), ["y"])
-    assert [node.op_type for node in proto.graph.node] == ["Erf"]
+    assert [node.op_type for node in proto.graph.node] == ["Asinh"]

@@ -20,7 +20,8 @@ from torch.fx import Node
 
 from ..dataflow import without_mutation, writes_through_view
 from .decompose import without_aliases
-from .onnx_ops import CHECKS, TABLE, TORCH_TYPES, TYPES, Unknown, need
+from .onnx_layers import TABLE
+from .onnx_ops import CHECKS, TORCH_TYPES, TYPES, Unknown, need
 
 OPSET, IR_VERSION = 18, 10
 LARGEST_FOLDED = 1 << 13  # values; what is made of larger weights would stand in the file beside them

@@ -95,7 +95,7 @@ def default_place(flow: Dataflow, logits: Op) -> Op:
     if tokens is not None:
         return tokens
     trunk = [op for op in flow.trunk(logits) if op.grid is not None and op is not flow.clip]
-    grids = [op for op in trunk if op.voxels > 1]
+    grids = [op for op in trunk if math.prod(op.grid.size[1:]) > 1]  # not a sequence of frames, each averaged before
     pooled = _last_pooled(flow, grids, before)
     if pooled is not None:
         return pooled

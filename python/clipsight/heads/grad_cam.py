@@ -25,8 +25,8 @@ class GradCAM(CamHead):
 
     Args:
         layer: module path; its output is explained: a grid, channels first or (Swin) last, or its tokens. By default
-            the input of the global pooling; without one, the output of the last convolution (conv5b in C3D), or for a
-            transformer the tokens that its last attention reads.
+            the input of the last pooling that ends the grid; where the grid is flattened instead, the output of the
+            last convolution (conv5b in C3D); or for a transformer the tokens that its last attention reads.
         after_relu: explain what a ReLU behind `layer` makes of it.
         weights_over: average the gradient over `"thw"`, or over `"hw"` for weights of every frame.
         score: explain the `"logit"`, or the `"softmax"` probability, which falls when another class rises.
