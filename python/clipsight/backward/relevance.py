@@ -24,10 +24,10 @@ A table in docs/relevance-rules.md has every kind of op. To teach a method one, 
 
 Sources: G. Montavon et al., "Explaining nonlinear classification decisions with deep Taylor decomposition", Pattern
 Recognition 65, 2017 (z+ and zB: Table 1); S. Bach et al., "On pixel-wise explanations ... by layer-wise relevance
-propagation", PLoS ONE 10(7), 2015 (epsilon: Eq. 58); R. Achtibat et al., "AttnLRP", ICML 2024 (section 3.3: norms and
+propagation", PLoS ONE 10(7), 2015 (epsilon: Eq. 58); R. Achtibat et al., "AttnLRP", ICML 2024 (norms and
 activations pass relevance on, a product of two halves it); L. Arras et al., "Explaining recurrent neural network
-predictions in sentiment analysis", WASSA 2017 (section 3.2: a gate gets none); A. Ali et al., "XAI for transformers",
-ICML 2022 (section 4: nor do the weights of an attention). The authors of layer-wise relevance propagation are said to
+predictions in sentiment analysis", WASSA 2017 (a gate gets none); A. Ali et al., "XAI for transformers",
+ICML 2022 (nor do the weights of an attention). The authors of layer-wise relevance propagation are said to
 hold patents on it; whoever uses these two methods in a product should look into that. Nothing else depends on this
 module.
 """
