@@ -18,10 +18,10 @@ from torch.fx import Graph, GraphModule, Node
 
 from .backward.walk import Backward, find_backward
 from .convolutions import Route, find_route
-from .dataflow import AttachError, follow_sizes, where, without_mutation
-from .graph.affine import Features, find_grid, find_rows
+from .dataflow import AttachError, follow_sizes, in_place_again, where, without_mutation
+from .graph.affine import Features, find_grids, find_rows
 from .graph.axes import Grid
-from .graph.dataflow import Dataflow, Op
+from .graph.dataflow import Dataflow, Op, side_by_side
 from .graph.logits import ENDINGS, Logits, candidates, choose_logits, strip_endings
 from .graph.places import Place, Spot, find_place
 from .targets import Target
@@ -115,10 +115,10 @@ def attach(
     depths = [m.depth for m in methods if m.depth is not None]
     pooled = any(m.needs_pooling for m in methods)
     found = _features(module, flow, score, classifier, name, pooled)
-    source, linear = None if found is None else found.op, found is not None
+    source, linear = None if found is None else side_by_side(graph, found.ops), found is not None
     if features is not None:
         source = _named_features(flow, features, found, score, logits.name, bool(pooled or depths))
-        linear = found is not None and source is found.op
+        linear = found is not None and (source,) == found.ops
     if depths and source is None:
         source = _layer(flow, classifier, name).inputs[0]
     route = None
@@ -128,7 +128,8 @@ def attach(
     walks = [walk for method in methods for walk in method.walks(linear)]
     places = dict.fromkeys((*(place for _, place in walks), *(place for m in methods for place in m.places())))
     grid = source if source is not None and source.grid is not None else None
-    spots = {place: find_place(flow, place, flow.ops[scores], grid) for place in places}
+    walked = {place for _, place in walks if grid is not None and grid.node not in flow.ops}  # it only ends at ops
+    spots = {p: find_place(flow, p, flow.ops[scores], None if p in walked else grid) for p in places}
     stops = {place: spot.op.node for place, spot in spots.items()}
     backward = find_backward(graph, scores, walks, stops) if stops else None
     outputs: dict[str | Node, Node] = {"logits": scores}
@@ -151,6 +152,7 @@ def attach(
     output = next(iter(reversed(graph.nodes)))
     output.args = (tuple(outputs.values()),)
     graph.eliminate_dead_code()
+    in_place_again(graph)
     follow_sizes(graph)
     graph.lint()
     module.recompile()
@@ -198,7 +200,7 @@ def _features(
     module: GraphModule, flow: Dataflow, score: Op, classifier: Op | None, name: str, needed: bool
 ) -> Features | None:
     try:
-        return find_rows(module, flow, score, find_grid(flow, score, name), name)
+        return find_rows(module, flow, score, find_grids(flow, score, name), name)
     except AttachError as error:
         if not needed:
             return None
@@ -240,7 +242,7 @@ def _named_features(flow: Dataflow, path: str, found: Features | None, score: Op
             f"explain: features={path!r} has no meaning here: the class scores are no weighted sum of any grid. "
             f"Grad-CAM explains such networks: GradCAM(layer={path!r})" + candidates(flow)
         )
-    expected = found.grid.channels if found else op.grid.channels
+    expected = found.channels if found else op.grid.channels
     if needed and (op.grid.channels != expected or op not in flow.ancestors(score)):
         raise AttachError(
             f"explain: the features {where(op.node)} must have the {expected} channels that the classifier "

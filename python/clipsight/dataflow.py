@@ -215,16 +215,31 @@ def without_mutation(graph: Graph) -> None:
         name, _, overload = str(node.target).removeprefix("aten.").partition(".")
         twin = getattr(aten, name[:-1], None) if node.op == "call_function" and name.endswith("_") else None
         if twin is not None and overload in twin.overloads() and not writes_through_view(node):
+            node.meta["in_place"] = node.target
             node.target, changed, result = getattr(twin, overload), node.args[0], node
             if _made(node) != node.meta["val"].dtype:  # in place a comparison, say, stays what the tensor is
                 with graph.inserting_after(node):
                     result = graph.call_function(aten._to_copy.default, (node,), {"dtype": node.meta["val"].dtype})
+                del node.meta["in_place"]
                 result.meta = dict(node.meta)
                 node.meta["val"] = node.meta["val"].to(_made(node))
                 node.replace_all_uses_with(result, lambda user, own=result: user is not own)
                 order[result] = order[node]
             for user in [user for user in changed.users if order[user] > order[node]]:
                 user.replace_input_with(changed, result)
+
+
+def in_place_again(graph: Graph) -> None:
+    """Ops that were in place, where nothing else reads what they change: that saves memory, and its traffic."""
+    for node in graph.nodes:
+        before = node.args[0] if node.args else None
+        target = node.meta.pop("in_place", None)
+        if target is None or not isinstance(before, Node) or len(before.users) > 1 or before.op != "call_function":
+            continue
+        schema = getattr(before.target, "_schema", None)
+        alias = schema.returns[0].alias_info if schema and schema.returns else None
+        if schema and (alias is None or alias.is_write):
+            node.target = target
 
 
 def _made(node: Node) -> torch.dtype:

@@ -56,13 +56,14 @@ class Weighs(Ops):
         x = self.normed(self.down(self.up(x)))
         x = F.interpolate(F.interpolate(x, size=(3, 5, 6), mode="trilinear"), scale_factor=2)
         x = self.mix(x.transpose(1, -1)).transpose(1, -1) + torch.einsum("ncthw,kc->nkthw", x, self.weight)
-        return F.avg_pool3d(x, 2, 1, ceil_mode=True) * self.weight[0].view(8, 1, 1, 1) - x.mean((3, 4), keepdim=True)[..., :1, :1].sum(2, keepdim=True)
+        pooled = F.avg_pool3d(x, 2, 1, ceil_mode=True) * self.weight[0].view(8, 1, 1, 1)
+        return pooled - x.mean((3, 4), keepdim=True).sum(2, keepdim=True)
 
 
 class Curves(Ops):
     def between(self, x):
         x = F.leaky_relu(F.relu6(x + 0.5) - 0.3, 0.1)
-        x = F.hardswish(F.gelu(F.silu(x))) + F.elu(x) + x * torch.sigmoid(x) + F.mish(x).clamp(-0.2, 2)
+        x = F.hardswish(F.gelu(F.silu(x))) + F.elu(x) + x * torch.sigmoid(x) + F.mish(x).clamp(-0.2, 2.0)
         return torch.where(x > 0.1, x, x.tanh() / 2) + F.max_pool3d(x, 3, 1, 1) + x.amax(1, keepdim=True)
 
 
@@ -109,8 +110,16 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool((ours - theirs).norm() <= 1e-3 * theirs.norm())
 
 
-@pytest.mark.parametrize("file", ["x.pt", "x.onnx"])
-@pytest.mark.parametrize("network, heads", CASES, ids=lambda value: getattr(value, "__name__", ""))
+QUICK = [(Norms, "x.onnx"), (Moves, "x.pt")]
+
+
+def cases() -> list:
+    every = ((network, heads, file) for network, heads in CASES for file in ("x.onnx", "x.pt"))
+    marks = {case: () for case in QUICK}
+    return [pytest.param(*case, marks=marks.get(case[::2], pytest.mark.full)) for case in every]
+
+
+@pytest.mark.parametrize("network, heads, file", cases(), ids=lambda value: getattr(value, "__name__", None))
 def test_a_file_walks_back_as_the_model_does(tmp_path, network, heads, file):
     if file.endswith(".onnx") and importlib.util.find_spec("onnxruntime") is None:
         pytest.skip("onnxruntime is not installed")

@@ -120,6 +120,31 @@ def test_the_classes_are_behind_the_grid_and_not_in_it():
     assert explained.describe()["explains"] == [{"layer": "body.4", "op": "relu", "channels": 12, "grid": [4, 8, 8]}]
 
 
+class Two(networks.ModulePool):
+    """The mean of two networks' logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = networks.ModulePool()
+
+    def forward(self, x):
+        return (super().forward(x) + self.other(x)) / 2
+
+
+@torch.no_grad()
+def test_two_networks_with_grids_of_one_size():
+    network, x = networks.seeded(Two), networks.clip(3, SIZE)
+    heads = [RAW, GradCAM(normalize="none", size="features", relu=False)]
+    explained = clipsight.explain(network, heads, x[:1], classes=[1])
+    logits, cam, grad_cam = explained(x)
+    torch.testing.assert_close(logits, network(x))
+    parts = [torch.einsum("c,ncthw->nthw", m.fc.weight[1], m.body(x)) for m in (network, network.other)]
+    torch.testing.assert_close(cam[:, 0], (parts[0] + parts[1]) / 2, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grad_cam * 256, cam, rtol=1e-4, atol=1e-5)
+    assert (cam[:, 0] - parts[0]).abs().max() > 0.1
+    assert explained.describe()["explains"][0]["layer"] == "body.4 and other.body.4"
+
+
 LAST = {
     "select": lambda s, x: s.fc(s.body(x)[:, :, -1].mean((2, 3))),
     "slice": lambda s, x: s.fc(s.body(x)[:, :, 3:].mean((2, 3, 4))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -540,6 +541,78 @@ def test_a_product_with_its_own_sigmoid_is_a_silu():
     heads = [GuidedBackprop(**RAW), *RELEVANCE.values()]
     called, written = (explain(network, heads, x_of(2))[0] for network in networks_of)
     assert all(off(a, b) < BOUND for a, b in zip(called, written, strict=True))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda a: F.max_pool3d(a, 2, 1, 1, (1, 2, 1)),
+        lambda a: F.max_pool1d(a.flatten(2), 3, 2, 1, ceil_mode=True),
+        lambda a: F.max_pool3d(a, 2, 2, 1, ceil_mode=True),
+    ],
+    ids=["dilated", "one axis", "three"],
+)
+@torch.no_grad()
+def test_a_max_pooling_in_proportion(pool, monkeypatch):
+    """In windows of every kind."""
+
+    def in_proportion(method, kind, op, parts, arrived):
+        eye = torch.eye(parts[0].numel(), dtype=parts[0].dtype).view(-1, *parts[0].shape[1:])
+        inside = (torch.cat([pool(one[None] + 0.0) for one in eye]).flatten(1).T > 0).double()  # [outputs, inputs]
+        x = parts[0].flatten()
+        return [x * (inside.T @ quotient(arrived, inside @ x))]
+
+    monkeypatch.setitem(CASES, "pool", [pool])
+    network, x = build([("pool", 0)]), x_of(1)
+    heads = [replace(head, max_pool="proportional") for head in RELEVANCE.values()]
+    winner = explain(network, list(RELEVANCE.values()), x)[0]
+    monkeypatch.setattr("test_rules_of_ops.through_op", in_proportion)
+    for method, map, other in zip(RELEVANCE, explain(network, heads, x)[0], winner, strict=True):
+        expected = torch.stack([slow_relevance(method, network, [("pool", 0)], x, k) for k in CHOSEN], 1)
+        assert off(map, expected) < BOUND
+        assert off(other, expected) > 1e-2
+
+
+class Prepared(nn.Module):
+    """A network that makes its clip ready itself: colours scaled and shifted, one turned over, every other frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slow, self.fast, self.fc = nn.Conv3d(3, 4, 2), nn.Conv3d(3, 4, 3, padding=1), nn.Linear(8, 5)
+        self.register_buffer("mean", torch.tensor([0.4, -0.2, 0.1]).view(3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor([0.5, 2.0, -1.5]).view(3, 1, 1, 1))
+
+    def prepared(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+    def inside(self, slow: Tensor, fast: Tensor) -> Tensor:
+        parts = [torch.relu(self.slow(slow)).mean((2, 3, 4)), torch.relu(self.fast(fast)).mean((2, 3, 4))]
+        return self.fc(torch.cat(parts, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prepared(x)
+        return self.inside(F.pad(x[:, :, ::2], (0, 1)), x)
+
+
+class Ready(Prepared):
+    def prepared(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_the_box_goes_through_what_a_network_does_to_its_clip():
+    """Deep Taylor decomposition is that of the network without that, on a clip and a box that have it done."""
+    inside, x = networks.seeded(Prepared).double(), x_of(2)
+    ready = networks.seeded(Ready).double()
+    ends = [
+        inside.prepared(torch.tensor(b, dtype=torch.float64).view(1, 3, 1, 1, 1)).flatten().tolist()
+        for b in (LOW, HIGH)
+    ]
+    low, high = (tuple(pick(pair) for pair in zip(*ends, strict=True)) for pick in (min, max))
+    (ours,) = explain(inside, [RELEVANCE["deep_taylor"]], x)[0]
+    (theirs,) = explain(ready, [DeepTaylor(low, high, **RAW)], inside.prepared(x))[0]
+    assert off(ours, theirs) < BOUND
+    (other,) = explain(ready, [DeepTaylor(LOW, HIGH, **RAW)], inside.prepared(x))[0]
+    assert off(other, theirs) > 1e-3
 
 
 # ---- What has no rule -----------------------------------------------------------------------------------------------

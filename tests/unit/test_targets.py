@@ -423,7 +423,7 @@ def test_a_target_that_is_none(options, message):
             "apart",
             {"heads": ("verb", "noun")},
             {"methods": SaliencyTube()},
-            "there are 2 such grids.*Grad-CAM explains it",
+            "of 'relu' in 'body.4' and 'slice'.*Grad-CAM explains it",
         ),
         ("heads", {"heads": ("verb", "none")}, {}, r"expected one of \['noun', 'verb'\], got 'none'"),
         ("heads", {"heads": ("verb", "noun")}, {"methods": FeaturePyramid(depth=1)}, "left out for a FeaturePyramid"),

@@ -24,10 +24,10 @@ A table in docs/relevance-rules.md has every kind of op. To teach a method one, 
 
 Sources: G. Montavon et al., "Explaining nonlinear classification decisions with deep Taylor decomposition", Pattern
 Recognition 65, 2017 (z+ and zB: Table 1); S. Bach et al., "On pixel-wise explanations ... by layer-wise relevance
-propagation", PLoS ONE 10(7), 2015 (epsilon: Eq. 58); R. Achtibat et al., "AttnLRP", ICML 2024 (section 3.3: norms and
+propagation", PLoS ONE 10(7), 2015 (epsilon: Eq. 58); R. Achtibat et al., "AttnLRP", ICML 2024 (norms and
 activations pass relevance on, a product of two halves it); L. Arras et al., "Explaining recurrent neural network
-predictions in sentiment analysis", WASSA 2017 (section 3.2: a gate gets none); A. Ali et al., "XAI for transformers",
-ICML 2022 (section 4: nor do the weights of an attention). The authors of layer-wise relevance propagation are said to
+predictions in sentiment analysis", WASSA 2017 (a gate gets none); A. Ali et al., "XAI for transformers",
+ICML 2022 (nor do the weights of an attention). The authors of layer-wise relevance propagation are said to
 hold patents on it; whoever uses these two methods in a product should look into that. Nothing else depends on this
 module.
 """
@@ -44,6 +44,7 @@ from torch import Tensor
 
 from ..graph.table import Role
 from . import adjoints
+from .convolve import convolve, each
 from .derivatives import taken_values
 from .gradient import DERIVATIVE
 from .maps import apply, broadcast, by_rows, ratio, window
@@ -151,11 +152,27 @@ def pooled(at: Local) -> Sent:
     """A max pooling, to its winners or, as the average pooling of the same window, in proportion."""
     if at.rules.max_pool == "winner":
         return at.back()
-    options = window(at)[:4]
-    pool = F.avg_pool3d if at.x.dim() == 5 else F.avg_pool2d
+    options, dilation, size = window(at)[:4], at["dilation"], at.op.shapes[0][2:]
+    if len(size) == 1 or set(each(dilation, len(size))) != {1}:
+        return _in_apart_windows(at)
+    pool = F.avg_pool3d if len(size) == 3 else F.avg_pool2d
     share = ratio(at.g, pool(at.x, *options, divisor_override=1))
-    size = at.op.shapes[0][2:]
     return at.x * by_rows(lambda g: adjoints.avg_pool_adjoint(g, size, *options, divisor=1), share)
+
+
+def _in_apart_windows(at: Local) -> Tensor:
+    """The same for windows that no average pooling has: as a convolution with ones."""
+    size, out = at.op.shapes[0][2:], at.op.made_shape[2:]
+    kernel, stride, padding = (each(value, len(size)) for value in window(at)[:3])
+    dilation = each(at["dilation"], len(size))
+    ones = at.x.new_ones(1, 1, *kernel)
+    last = [(o - 1) * s + d * (k - 1) for o, s, d, k in zip(out, stride, dilation, kernel, strict=True)]
+    margins = [(p, max(m + 1 - p - n, 0)) for p, m, n in zip(padding, last, size, strict=True)]
+    x = F.pad(at.x.flatten(0, 1).unsqueeze(1), [m for pair in reversed(margins) for m in pair])  # a row per channel
+    z = convolve(x, ones, stride, 0, dilation)[(..., *(slice(o) for o in out))]
+    share = ratio(at.g.flatten(1, 2), z.squeeze(1)).flatten(0, 1).unsqueeze(1)
+    sent = adjoints.conv_adjoint(share, ones, size, stride, padding, dilation)
+    return at.x * sent.view(-1, *at.x.shape)
 
 
 PASSED = Rule(same, "")

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from ..dataflow import AttachError, where
-from ..graph.table import Kind, Role, kind_of, op_name, valued_inputs, varying
+from ..graph.table import BY_THE_FIRST, Kind, Role, kind_of, op_name, valued_inputs, varying
 from ..suspects import mixes_samples
 from .derivatives import NONLINEAR
 from .maps import LINEAR
@@ -284,7 +284,8 @@ class _Planner:
             return [("self", node.args[0])]
         found: list[tuple[str, Node]] = []
         valued = valued_inputs(node)
-        for name, value in _by_name(node).items():
+        arguments = list(_by_name(node).items())
+        for name, value in arguments[:1] if op_name(node) in BY_THE_FIRST else arguments:
             values = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
             for i, each in values:
                 if each in valued and each in self.varying and _is_float(each.meta["val"]):

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from ..backward.chunks import Chunks, stopping_early, sums_apart
 from ..backward.convolve import convolve_images, for_onnx, images
+from ..backward.unrolled import attention
 from ..manifest import Manifest
 from ..manifest_text import METADATA_KEY
 from . import adaptive_pooling, onnx_double, onnx_graph, onnx_loop, onnx_plugin
@@ -157,6 +158,10 @@ def _capture(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], input_na
         graph = torch.export.export(module.eval(), inputs[:1], others, dynamic_shapes=free, strict=False)
         expand(graph, convolve_images._opoverload, images)
         adaptive_pooling.write_out(graph)
+        # torch.onnx has attentions of `[N, heads, L, E]` alone.
+        expand(
+            graph, torch.ops.aten.scaled_dot_product_attention.default, attention, lambda n: n.meta["val"].dim() != 4
+        )
     return Captured(graph, input_names, axes, sums)
 
 

@@ -11,6 +11,7 @@ other weights at every place, and no rows.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from ..dataflow import AttachError
-from .axes import Grid
 from .dataflow import Dataflow, Op
 from .table import Role
 
@@ -33,15 +33,17 @@ class Features:
     """Where the affine part starts to put places together.
 
     Attributes:
-        op: whose tensor the features are.
-        grid: how it becomes `[N, C, t, h, w]`.
+        ops: whose tensors the features are, side by side where there are several.
+        size: `(t, h, w)`.
+        channels: C, of all of them.
         weight: of the layer whose parameter the rows are, or `None`.
         rows: `[K, C]`.
         seen: bool `[t, h, w]`, the places that the logits look at at all, or `None` for all of them.
     """
 
-    op: Op
-    grid: Grid
+    ops: tuple[Op, ...]
+    size: tuple[int, int, int]
+    channels: int
     weight: Node | None
     rows: Tensor
     seen: Tensor | None
@@ -60,25 +62,32 @@ def affine_part(flow: Dataflow, logits: Op) -> set[Op]:
     return found
 
 
-def find_grid(flow: Dataflow, logits: Op, network: str) -> Op:
-    """The op of the features: the input of the first reduction in the affine part.
+def find_grids(flow: Dataflow, logits: Op, network: str) -> list[Op]:
+    """The ops of the features: the inputs of the first reductions in the affine part.
+
+    There are several where the logits are a mean of two networks', say, or where pathways meet behind their poolings.
 
     Raises:
-        AttachError: there is no reduction of a grid, or there are several that start from other grids.
+        AttachError: there is no reduction of a grid, or there are several that start from grids of other sizes.
     """
     part = affine_part(flow, logits)
     reductions = {op for op in part if op.role.linear and op.reduces()}
     later = {op for op in part if any(r in reductions and r is not op for r in _before(op, part))}
     first = [op for op in sorted(reductions - later, key=lambda op: op.index)]
     starts = list(dict.fromkeys(op.inputs[0] for op in first))
-    if len(starts) != 1 or not _is_spatial(starts[0]):
-        raise _undefined(network, logits, part, [op for op in starts if _is_spatial(op)])
-    (start,) = starts
-    # All that the logits depend on in the affine part must come through the grid.
-    if any(op for op in part if not _comes_through(op, start, part)):
-        raise _undefined(network, logits, part, [start, logits])
-    layers = [op for op in part if op.role is Role.WEIGHS and op is not start and start in flow.ancestors(op)]
-    start = start if layers else _in_front_of_classes(start, part)
+    spatial = [op for op in starts if _is_spatial(op)]
+    if not starts or spatial != starts or len({op.grid.size for op in starts}) > 1:
+        raise _undefined(network, logits, part, spatial)
+    # All that the logits depend on in the affine part must come through the grids.
+    if not all(_comes_through(op, starts, part) for op in part):
+        raise _undefined(network, logits, part, [])
+    layers = [op for op in part if op.role is Role.WEIGHS and op not in starts and flow.ancestors(op) & {*starts}]
+    starts = starts if layers or len(starts) > 1 else [_in_front_of_classes(starts[0], part)]
+    return list(dict.fromkeys(_as_made(start) for start in starts))
+
+
+def _as_made(start: Op) -> Op:
+    """The same features in front of what only moves them."""
     while start.kind.name in ("permute", "reshape", "identity", "dropout") and start.inputs[0].grid is not None:
         before = start.inputs[0]
         if (before.grid.size, before.grid.channels) != (start.grid.size, start.grid.channels):
@@ -104,11 +113,11 @@ def _before(op: Op, part: set[Op]) -> set[Op]:
     return found
 
 
-def _comes_through(op: Op, start: Op, part: set[Op]) -> bool:
-    """Whether an op of the part is the start, in front of it, or depends on it alone."""
-    if op is start or op in _before(start, part):
+def _comes_through(op: Op, starts: Sequence[Op], part: set[Op]) -> bool:
+    """Whether an op of the part is one of the starts, in front of one, or depends on them alone."""
+    if op in starts or any(op in _before(start, part) for start in starts):
         return True
-    return op.role.linear and bool(op.inputs) and all(_comes_through(before, start, part) for before in op.inputs)
+    return op.role.linear and bool(op.inputs) and all(_comes_through(before, starts, part) for before in op.inputs)
 
 
 def _in_front_of_classes(start: Op, part: set[Op]) -> Op:
@@ -147,22 +156,22 @@ def _undefined(network: str, logits: Op, part: set[Op], starts: Sequence[Op]) ->
 # ---- The rows -------------------------------------------------------------------------------------------------------
 
 
-def find_rows(module: GraphModule, flow: Dataflow, logits: Op, start: Op, network: str) -> Features:
-    """The class rows of a grid, by walking the affine part back once.
+def find_rows(module: GraphModule, flow: Dataflow, logits: Op, starts: Sequence[Op], network: str) -> Features:
+    """The class rows of grids, by walking the affine part back once.
 
     Args:
         module: the captured network.
         flow: its ops.
         logits: `[N, K]`.
-        start: the op of the features.
+        starts: the ops of the features.
         network: its name, for messages.
 
     Raises:
         AttachError: the places differ from class to class or from channel to channel.
     """
-    grid, classes = start.grid, int(logits.shape[1])
-    part = _between(module, flow, start, logits)
-    voxels = grid.size[0] * grid.size[1] * grid.size[2]
+    size, classes = starts[0].grid.size, int(logits.shape[1])
+    channels = sum(start.grid.channels for start in starts)
+    part = _between(module, flow, starts, logits)
     probes = torch.randn(_PROBES, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weights = part(probes)  # [probes, C, voxels]
     sums = weights.sum(2)
@@ -171,21 +180,22 @@ def find_rows(module: GraphModule, flow: Dataflow, logits: Op, start: Op, networ
     if not fits or counts.amin() < -_SAME * counts.abs().amax() or not weights.abs().amax() > 0:
         raise AttachError(
             f"explain: a global average pooling over t, h, w must stand in front of the classifier, in {network} the "
-            f"classes' weights of {start.where} differ from place to place. Saliency Tubes are not defined for such a "
-            "network (a linear layer on a flattened grid, as C3D has it); Grad-CAM explains it"
+            f"classes' weights of {' and '.join(op.where for op in starts)} differ from place to place. Saliency Tubes "
+            "are not defined for such a network (a linear layer on a flattened grid, as C3D has it); Grad-CAM explains "
+            "it"
         )
-    looked_at = (counts > _SAME * counts.amax()).view(grid.size)
+    looked_at = (counts > _SAME * counts.amax()).view(size)
     seen = None if looked_at.all() else looked_at
     for op in sorted(flow.ancestors(logits), key=lambda op: -op.index):
         weight = _parameter_of(op)
-        if weight is not None and weight.meta["val"].numel() == classes * grid.channels:
+        if weight is not None and weight.meta["val"].numel() == classes * channels:
             rows = _value(module, weight).detach().flatten(1)
             if torch.allclose(probes @ rows.double().cpu(), sums, rtol=1e-3, atol=1e-3 * float(sums.abs().amax())):
-                return Features(start, grid, weight, rows, seen)
-    together = max(1, _BYTES // (8 * grid.channels * voxels))
+                return Features(tuple(starts), size, channels, weight, rows, seen)
+    together = max(1, _BYTES // (8 * channels * math.prod(size)))
     eye = torch.eye(classes, dtype=torch.float64)
     rows = torch.cat([part(eye[i : i + together]).sum(2) for i in range(0, classes, together)])
-    return Features(start, grid, None, rows.to(logits.value.dtype), seen)
+    return Features(tuple(starts), size, channels, None, rows.to(logits.value.dtype), seen)
 
 
 def _parameter_of(op: Op) -> Node | None:
@@ -203,17 +213,15 @@ def _value(module: GraphModule, node: Node) -> Tensor:
     return value
 
 
-def _between(module: GraphModule, flow: Dataflow, start: Op, logits: Op) -> Callable[[Tensor], Tensor]:
+def _between(module: GraphModule, flow: Dataflow, starts: Sequence[Op], logits: Op) -> Callable[[Tensor], Tensor]:
     """The transposed affine part: scores `[B, K]` to weights `[B, C, voxels]`, in float64 on the CPU.
 
     The part is linear but for constants, so where it is walked back from does not matter.
     """
-    wanted = flow.ancestors(logits)
-    leads = flow.leads_to([start]) & wanted
-    graph, copies = Graph(), {}
-    copies[start.node] = graph.placeholder("features")
-    clip = graph.placeholder("clip")
-    copies[flow.clip.node] = clip
+    leads = flow.leads_to(starts) & flow.ancestors(logits)
+    graph = Graph()
+    copies = {op.node: graph.placeholder(op.node.name) for op in starts}
+    copies[flow.clip.node] = graph.placeholder("clip")
 
     def copy(node: Node) -> Node:
         if node not in copies:  # what does not depend on the clip
@@ -221,28 +229,27 @@ def _between(module: GraphModule, flow: Dataflow, start: Op, logits: Op) -> Call
         return copies[node]
 
     for node in flow.graph.nodes:
-        if node in flow.ops and flow.ops[node] in leads and node is not start.node:
+        if node in flow.ops and flow.ops[node] in leads and node not in copies:
             converts = flow.ops[node].kind.name == "identity" and node.meta["val"].is_floating_point()
             copies[node] = copies[node.args[0]] if converts else graph.node_copy(node, copy)
     graph.output(copies[logits.node])
-    shape, clip_shape = ([n if isinstance(n, int) else None for n in op.shape] for op in (start, flow.clip))
     part = GraphModule(module, graph)
     with torch.inference_mode(False):  # a caller's inference mode would leave tensors that autograd refuses
         doubles = {
             name: (value.detach().double() if value.is_floating_point() else value.detach()).cpu().clone()
             for name, value in (*part.named_parameters(), *part.named_buffers())
         }
-    per_sample = _per_sample(start)
+
+    def zeros(op: Op, batch: int) -> Tensor:
+        lengths = (n if isinstance(n, int) else batch * _per_sample(op) for n in op.shape)
+        return torch.zeros(tuple(lengths), dtype=torch.float64)
 
     def walk(scores: Tensor) -> Tensor:
-        batch = scores.shape[0]
         with torch.inference_mode(False), torch.enable_grad():
-            zeros = torch.zeros([batch * per_sample if n is None else n for n in shape], dtype=torch.float64)
-            like = torch.zeros([batch if n is None else n for n in clip_shape], dtype=torch.float64)
-            zeros.requires_grad_()
-            result = torch.func.functional_call(part, doubles, (zeros, like))
-            (weights,) = torch.autograd.grad(result, zeros, scores.clone())
-        return start.grid.of(weights).flatten(2)
+            inputs = [zeros(op, scores.shape[0]).requires_grad_() for op in starts]
+            result = torch.func.functional_call(part, doubles, (*inputs, zeros(flow.clip, scores.shape[0])))
+            weights = torch.autograd.grad(result, inputs, scores.clone())
+        return torch.cat([op.grid.of(w).flatten(2) for op, w in zip(starts, weights, strict=True)], 1)
 
     return walk
 

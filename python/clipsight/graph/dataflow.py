@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,8 @@ from ..dataflow import AttachError, name_of, stack_of
 from . import axes as labels
 from .axes import Axes, Grid, grid_of
 from .table import Kind, Role, kind_of, varying_inputs
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,3 +192,27 @@ class Dataflow:
                 f"{list(paths)[-12:]}"
             )
         return inside[-1]
+
+
+def side_by_side(graph: Graph, ops: Sequence[Op]) -> Op:
+    """Grids of one size as one tensor `[N, C, t, h, w]`, a new node of the graph; a single one as it is."""
+    if len(ops) == 1:
+        return ops[0]
+    last = max(ops, key=lambda op: op.index)
+    with graph.inserting_after(last.node):
+        joined = graph.call_function(aten.cat.default, ([], 1))
+    with graph.inserting_before(joined):
+        joined.args = ([_as_grid(graph, op) for op in ops], 1)
+    joined.meta = {"val": torch.cat([op.grid.of(op.value) for op in ops], 1)}
+    axes = labels.of_clip(joined.meta["val"])
+    return Op(joined, last.index, Kind("cat", Role.MOVES), tuple(ops), axes)
+
+
+def _as_grid(graph: Graph, op: Op) -> Node:
+    """What `Grid.of` does, as nodes of the graph."""
+    grid, node = op.grid, op.node
+    if grid.tokens is not None:
+        node = graph.call_function(aten.slice.Tensor, (node, grid.tokens[0], grid.tokens[1]))
+    node = graph.call_function(aten.reshape.default, (node, list(grid.split)))
+    node = graph.call_function(aten.permute.default, (node, list(grid.order)))
+    return graph.call_function(aten.reshape.default, (node, list(grid.out)))

@@ -38,12 +38,9 @@ class Spot(NamedTuple):
 
     def describe(self) -> dict:
         """JSON-able."""
-        return {
-            "layer": self.op.path,
-            "op": self.op.kind.name,
-            "channels": self.grid.channels,
-            "grid": [*self.grid.size],
-        }
+        parts = self.op.inputs if self.op.kind.name == "cat" and not self.op.path else (self.op,)
+        layer = " and ".join(op.path for op in parts)
+        return {"layer": layer, "op": self.op.kind.name, "channels": self.grid.channels, "grid": list(self.grid.size)}
 
 
 def find_place(flow: Dataflow, place: Place, logits: Op, features: Op | None) -> Spot:
@@ -70,7 +67,7 @@ def find_place(flow: Dataflow, place: Place, logits: Op, features: Op | None) ->
         if not relus:
             raise AttachError(f"explain: after_relu needs a ReLU behind {_named(place, op)}, which has none")
         op = relus[0]
-    if op not in flow.ancestors(logits):
+    if op is not features and op not in flow.ancestors(logits):
         raise AttachError(
             f"explain: layer must be one that the class score depends on, on {_named(place, op)} it does not"
         )

@@ -162,10 +162,8 @@ _LIKE_A_TENSOR = [
     "fill",
     "zero",
 ]
-
-
 # Of these the second tensor gives its shape, its type or its place alone.
-_BY_THE_FIRST = ["expand_as", "view_as", "reshape_as", "type_as", "to"]
+BY_THE_FIRST = ["expand_as", "view_as", "reshape_as", "type_as", "to"]
 
 
 def valued_inputs(node: Node) -> list[Node]:
@@ -173,7 +171,7 @@ def valued_inputs(node: Node) -> list[Node]:
     if op_name(node) in _LIKE_A_TENSOR:
         return []
     found: list[Node] = []
-    args = (node.args[:1], {}) if op_name(node) in _BY_THE_FIRST else (node.args, node.kwargs)
+    args = (node.args[:1], {}) if op_name(node) in BY_THE_FIRST else (node.args, node.kwargs)
     torch.fx.node.map_arg(args, found.append)
     return found
 
