@@ -471,7 +471,9 @@ NETWORKS: dict[str, Foreign] = {
     "monai_efficientnet": _pooled(
         "monai", monai_efficientnet, (1, 16, 32, 32), "_avg_pooling", last="_conv_head", files=(*_FILES, PT2)
     ),
-    "timm_resnet": _pooled("timm", partial(timm, "test_resnet"), (3, 2, 64, 64), "global_pool", images=True),
+    "timm_resnet": _pooled(
+        "timm", partial(timm, "test_resnet"), (3, 2, 64, 64), "global_pool", images=True, zennit=True
+    ),
     "timm_efficientnet": _pooled(
         "timm", partial(timm, "test_efficientnet"), (3, 2, 64, 64), "global_pool", images=True, last="conv_head"
     ),
@@ -529,7 +531,7 @@ NETWORKS: dict[str, Foreign] = {
     "fights": _pooled(
         "fight_detection",
         fights,
-        (3, 8, 48, 48),
+        (3, 4, 32, 32),
         "avgpool",
         last="layer4.1.conv2.0",
         zennit=True,
