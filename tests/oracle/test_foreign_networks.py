@@ -21,13 +21,13 @@ BOUNDS = {torch.float64: 1e-8, torch.float32: 1e-4}
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore:explain. the features of")
 def test_every_method(name):
-    known = foreign_oracles.Known(name)
+    known = foreign_oracles.Known(NETWORKS[name])
     foreign_oracles.compare(known, BOUNDS[known.clip.dtype], zennit=True)
 
 
 @pytest.mark.parametrize("name, method", [(n, m) for n, facts in NETWORKS.items() for m in facts.refused])
 def test_a_method_that_is_not_defined_is_refused(name, method):
-    known = foreign_oracles.Known(name)
+    known = foreign_oracles.Known(NETWORKS[name])
     head = foreign_oracles.heads(known)[method]
     with pytest.raises(clipsight.AttachError, match=known.facts.refused[method]):
         clipsight.explain(known.given, head, known.clip[:1], **known.facts.options)
@@ -39,7 +39,7 @@ def test_a_file(name, form, tmp_path):
     """It says what the network says, at another batch size; `export` compares its maps with the eager ones itself."""
     if form in (foreign_networks.ONNX, foreign_networks.PLUGIN):
         pytest.importorskip("onnxruntime")
-    known = foreign_oracles.Known(name, torch.float32)
+    known = foreign_oracles.Known(NETWORKS[name], torch.float32)
     heads = [foreign_oracles.heads(known)[method] for method in known.facts.heads]
     explained = clipsight.explain(known.given, heads, known.clip[:1], classes="input", **known.facts.options)
     suffix, plugin = foreign_networks.FORMS[form]

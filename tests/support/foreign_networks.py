@@ -459,7 +459,15 @@ NETWORKS: dict[str, Foreign] = {
         "monai", monai_resnet, (1, 16, 32, 32), "avgpool", last="layer4.0.conv2", zennit=True, files=_FILES
     ),
     "monai_densenet": _pooled("monai", monai_densenet, (1, 32, 32, 32), "class_layers.pool", zennit=True, files=_FILES),
-    "monai_seresnet": _pooled("monai", monai_seresnet, (1, 16, 32, 32), "adaptive_avg_pool", files=_FILES),
+    "monai_seresnet": _pooled(
+        "monai",
+        monai_seresnet,
+        (1, 16, 32, 32),
+        "adaptive_avg_pool",
+        heads=tuple(method for method in ALL if method != "feature_pyramid"),
+        refused={"feature_pyramid": r"cannot follow 'mul' in 'layer4.0.se_layer'.*Up to depth 1 it is defined"},
+        files=_FILES,
+    ),
     "monai_efficientnet": _pooled(
         "monai", monai_efficientnet, (1, 16, 32, 32), "_avg_pooling", last="_conv_head", files=(*_FILES, PT2)
     ),

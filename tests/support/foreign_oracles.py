@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import clipsight
-import foreign_networks
 from clipsight.heads import DeepTaylor, FeaturePyramid, GradCAM, GuidedBackprop, IntegratedGradients, SaliencyTube
 from clipsight.models import Adapter
+from foreign_networks import Foreign, need
 from gradient_networks import off
 from networks import seeded
 
@@ -38,9 +39,9 @@ class Known:
         classes: int64 `[2]`.
     """
 
-    def __init__(self, name: str, dtype: torch.dtype | None = None) -> None:
-        self.facts = facts = foreign_networks.NETWORKS[name]
-        foreign_networks.need(facts.package)
+    def __init__(self, facts: Foreign, dtype: torch.dtype | None = None) -> None:
+        self.facts = facts
+        need(facts.package)
         dtype = dtype or facts.dtype
         generator = torch.Generator().manual_seed(1)
         uniform = torch.rand(2, *facts.clip, generator=generator, dtype=dtype)
@@ -160,7 +161,7 @@ def grad_cam(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
 
 def _gradient(known: Known, clip: Tensor, classes: Tensor, path: str, output: bool) -> tuple[Tensor, Tensor]:
     """A layer's grid, and the gradient of the classes' logits there."""
-    with torch.enable_grad(), _ReLUs(_kept_input), known.watched(path, output) as seen:
+    with torch.enable_grad(), _Activations(_kept_input), known.watched(path, output) as seen:
         leaf = clip.clone().requires_grad_()
         score = _score(known, leaf, classes)
     (gradient,) = torch.autograd.grad(score, seen[0])
@@ -177,30 +178,40 @@ def integrated_gradients(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
     total = torch.zeros_like(clip)
     for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
         leaf = (float(place) * clip).requires_grad_()
-        with torch.enable_grad(), _ReLUs(_kept_input):
+        with torch.enable_grad(), _Activations(_kept_input):
             total += float(weight) * torch.autograd.grad(_score(known, leaf, classes), leaf)[0]
     return total * clip
 
 
 def guided_backprop(known: Known, clip: Tensor, classes: Tensor) -> Tensor:
-    """`[N, C, T, H, W]`, by another derivative of torch's own ReLUs; every other activation has its derivative."""
-    with torch.enable_grad(), _ReLUs(_GuidedReLU.apply):
+    """`[N, C, T, H, W]`, by another derivative of torch's own activations, and of the packages' own swish."""
+    swishes = [module for module in known.plain.modules() if type(module).__name__ in ("Swish", "MemoryEfficientSwish")]
+    with torch.enable_grad(), _Activations(_GuidedReLU.apply, guided=True), contextlib.ExitStack() as stack:
+        for module in swishes:
+            stack.enter_context(mock.patch.object(module, "forward", lambda x: _GuidedCurve.apply(x, F.silu)))
         leaf = clip.clone().requires_grad_()
         score = _score(known, leaf, classes)
     return torch.autograd.grad(score, leaf)[0]
 
 
-class _ReLUs(TorchFunctionMode):
-    """Another function in place of every ReLU that torch runs, functional or in place."""
+class _Activations(TorchFunctionMode):
+    """Another function in place of every ReLU that torch runs, functional or in place; guided: and of smooth ones."""
 
     RELUS = (torch.relu, torch.relu_, F.relu, F.relu_, Tensor.relu, Tensor.relu_)
+    CURVES = (F.silu, F.gelu, F.hardswish)
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, relu: Callable[[Tensor], Tensor], guided: bool = False) -> None:
         super().__init__()
-        self.function = function
+        self.relu, self.guided = relu, guided
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        return self.function(args[0]) if function in self.RELUS else function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in self.RELUS:
+            return self.relu(args[0])
+        if self.guided and function in self.CURVES:
+            options = {name: value for name, value in kwargs.items() if name != "inplace"}
+            return _GuidedCurve.apply(args[0], lambda x: function(x, **options))
+        return function(*args, **kwargs)
 
 
 def _kept_input(x: Tensor) -> Tensor:
@@ -218,6 +229,23 @@ class _GuidedReLU(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.where((x > 0) & (gradient > 0), gradient, 0.0)
+
+
+class _GuidedCurve(torch.autograd.Function):
+    """The package's rule for smooth activations: `max(g, 0) f'(x)` where x > 0, else 0."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            (slope,) = torch.autograd.grad(ctx.function(x).sum(), x)
+        return torch.where(x > 0, gradient.clamp(min=0) * slope, 0.0), None
 
 
 def selected(known: Known, clip: Tensor, classes: Tensor) -> dict[str, Tensor]:
@@ -277,7 +305,7 @@ def compare(known: Known, bound: float, zennit: bool) -> None:
     assert off(logits, known.own(clip)) < bound
     for output, result in results.items():
         assert not result[:1].any() or off(single[output], result[:1]) < bound, output
-    for method in set(chosen) & set(MAPS):
+    for method in [method for method in chosen if method in MAPS]:
         if method == "deep_taylor" and not (zennit and facts.zennit):
             sums = results[method].sum((1, 2, 3, 4))
             assert ((sums > 0) & (sums < 1 + 1e-6)).all()
