@@ -1,5 +1,5 @@
-# make demo | check | test | test-all | bench | lint | sanitize | fuzz | planted | wheel-test | networks: each makes .venv and installs first,
-# and reuses both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
+# make demo | check | test | test-all | bench | lint | sanitize | fuzz | planted | wheel-test | networks: each makes .venv and
+# installs first, and reuses both later. SYSTEM_SITE=1 uses the torch (2.11 or newer) of the machine's own Python; CLIPSIGHT_CUDA=ON|OFF|AUTO as in
 # CMakeLists.txt; WORKERS=N runs tests in N processes of one thread each.
 PYTHON ?= python3
 SHELL := bash

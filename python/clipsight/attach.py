@@ -22,6 +22,7 @@ from .dataflow import AttachError, follow_sizes, in_place_again, where, without_
 from .graph.affine import Features, find_grids, find_rows
 from .graph.axes import Grid
 from .graph.dataflow import Dataflow, Op, side_by_side
+from .graph.early import pick_early
 from .graph.logits import ENDINGS, Logits, candidates, choose_logits, strip_endings
 from .graph.places import Place, Spot, find_place
 from .targets import Target
@@ -105,6 +106,7 @@ def attach(
     """
     graph, name = module.graph, type(network).__name__
     without_mutation(graph)
+    pick_early(graph)
     target = target or Target()
     endings = strip_endings(graph)
     chosen = choose_logits(Dataflow(graph), endings, name, target.heads or [head][: head is not None], _rank(target))

@@ -371,6 +371,31 @@ def test_no_grid_is_guessed(form):
     assert op.grid is None
 
 
+class TokenOfTheFirstRows(networks.ModulePool):
+    """As TimeSformer: every frame has a class token, which is picked from the first frames of the batch again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 12)), nn.Parameter(torch.randn(1, 65, 12))
+
+    def forward(self, x):
+        frames = self.body(x).transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # [N * 4, 64, 12]
+        tokens = torch.cat([self.token.expand(frames.shape[0], -1, -1), frames], 1) + self.positions
+        first = tokens[: x.shape[0], 0, :]
+        return self.fc(torch.tanh(first + tokens[:, 1:].unflatten(0, (-1, 4)).mean((1, 2))))
+
+
+def test_a_token_that_no_clip_changes_is_known_as_such():
+    network, x = networks.seeded(TokenOfTheFirstRows).double(), networks.clip(3, SIZE).double()
+    explained = clipsight.explain(network, clipsight.InputGradient(normalize="none"), x, classes=[1])
+    for n in (1, 3):
+        clip = x[:n].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(network(clip)[:, 1].sum(), clip)
+        logits, got = explained(x[:n])
+        torch.testing.assert_close(logits, network(x[:n]).detach())
+        torch.testing.assert_close(got[:, 0], (gradient * clip).sum(1).detach())
+
+
 def test_ancestors_and_the_trunk():
     network = net(lambda s, x: s.fc(s.block(s.body(x)).mean((2, 3, 4))), block=Residual)
     flow = flow_of(network)[1]

@@ -603,10 +603,8 @@ def test_the_box_goes_through_what_a_network_does_to_its_clip():
     """Deep Taylor decomposition is that of the network without that, on a clip and a box that have it done."""
     inside, x = networks.seeded(Prepared).double(), x_of(2)
     ready = networks.seeded(Ready).double()
-    ends = [
-        inside.prepared(torch.tensor(b, dtype=torch.float64).view(1, 3, 1, 1, 1)).flatten().tolist()
-        for b in (LOW, HIGH)
-    ]
+    bounds = (torch.tensor(bound, dtype=torch.float64).view(1, 3, 1, 1, 1) for bound in (LOW, HIGH))
+    ends = [inside.prepared(bound).flatten().tolist() for bound in bounds]
     low, high = (tuple(pick(pair) for pair in zip(*ends, strict=True)) for pick in (min, max))
     (ours,) = explain(inside, [RELEVANCE["deep_taylor"]], x)[0]
     (theirs,) = explain(ready, [DeepTaylor(low, high, **RAW)], inside.prepared(x))[0]

@@ -214,7 +214,7 @@ def _alike(node: Node, known, value: Tensor) -> Axes | None:
     wanted, found = lengths(value), []
     for back in range(1, len(wanted) + 1):
         fits = [axes[-back] for axes in reads if len(axes) >= back and axes[-back].length == wanted[-back]]
-        fits.sort(key=lambda axis: not axis.factors or any(f.label == "?" for f in axis.factors))
+        fits.sort(key=_is_unnamed)
         found.append(fits[0] if fits else Axis((Factor("?", wanted[-back]),)))
     return tuple(reversed(found))
 
@@ -362,7 +362,14 @@ def _concatenated(node: Node, known, value: Tensor) -> Axes | None:
             axis = Axis(labeled[0], extra)
     elif len(labeled) == 1:
         axis = Axis(labeled[0], _places_in_front(parts, dim))
-    return _with(first, dim, axis)
+    known_parts = [axes for axes, _ in parts if axes is not None and len(axes) == len(first)]
+    best = (min((axes[i] for axes in known_parts), key=_is_unnamed) for i in range(len(first)))
+    return _with(tuple(best), dim, axis)
+
+
+def _is_unnamed(axis: Axis) -> bool:
+    """Nothing is known of it."""
+    return not axis.factors or any(f.label == "?" for f in axis.factors)
 
 
 def _places_in_front(parts, dim: int) -> int:
