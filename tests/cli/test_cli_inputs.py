@@ -66,7 +66,9 @@ def assert_near(got: np.ndarray, expected: np.ndarray, share: float = 1e-4) -> N
     assert np.abs(got - expected).max() <= share * np.ptp(expected)
 
 
-@pytest.mark.parametrize("layout, axes", [("NTCHW", (0, 2, 1, 3, 4)), ("NTHWC", (0, 4, 1, 2, 3))])
+@pytest.mark.parametrize(
+    "layout, axes", [pytest.param("NTCHW", (0, 2, 1, 3, 4), marks=pytest.mark.full), ("NTHWC", (0, 4, 1, 2, 3))]
+)
 def test_a_network_in_its_own_order_and_its_file(video, factory, layout, axes):
     ours = maps(video, factory("ours"), "ours")
     model = factory("theirs", layout, axes)

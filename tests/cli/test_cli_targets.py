@@ -167,7 +167,7 @@ def test_several_heads(video, frames):
         (("--target", "against=bird"), "class: 'bird' is no class of this model"),
         (("--target", "against=cat", "--target", "against=dog"), "target: must give against once, got 'against=dog'"),
         (("--target", "steps=half"), "Target: steps must be an index, 'mean' or 'max', got 'half'"),
-        (("--target", "steps=mean"), r"logits must have shape \[N, K, T\] by target.layout, got \[1, 3\]"),
+        (("--target", "steps=mean"), r"logits must have shape \[N, K, T\] by target.layout, got \[N, 3\]"),
         (("--target", "heads=a,b", "--class", "cat"), "class: must be left out where target names heads, got cat"),
         (("--probability", "percent"), "percent"),
     ],

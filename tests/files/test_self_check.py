@@ -225,7 +225,7 @@ def test_an_image_network_is_held_against_its_frames_one_by_one():
 
 
 @pytest.mark.parametrize(
-    "forward", [lambda self, x: base(self, F.dropout(x)), lambda self, x: base(self, torch.rand_like(x))]
+    "forward", [lambda self, x: base(self, F.dropout(x)), lambda self, x: base(self, x + torch.rand_like(x))]
 )
 def test_a_random_network_is_called_that(tmp_path, forward):
     explained = explain(network(forward), SaliencyTube(), networks.clip())

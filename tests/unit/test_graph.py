@@ -293,7 +293,7 @@ BLANK = {
         "all features are 0",
     ),
     "a single place": (
-        lambda s, x: s.fc(F.relu(s.pool(s.body(x))).mean((2, 3, 4))),
+        lambda s, x: s.fc(F.relu(s.shrink(s.body(x))).mean((2, 3, 4))),
         SaliencyTube(),
         {},
         "single place",
@@ -306,11 +306,12 @@ BLANK = {
 @pytest.mark.parametrize("form", BLANK)
 def test_a_blank_map_is_said_and_why(form, recwarn):
     forward, head, options, message = BLANK[form]
+    network = net(forward, shrink=lambda: nn.Conv3d(12, 12, (4, 8, 8)))
     with pytest.warns(UserWarning, match=f"explain: the map of .* is the same everywhere for the example: .*{message}"):
-        clipsight.explain(net(forward), head, networks.clip(1, SIZE), **options)
+        clipsight.explain(network, head, networks.clip(1, SIZE), **options)
     recwarn.clear()
     clipsight.explain(networks.seeded(networks.ModulePool), head, networks.clip(1, SIZE))
-    clipsight.explain(net(forward), head, torch.zeros(1, 3, *SIZE))  # of which nothing can be said
+    clipsight.explain(network, head, torch.zeros(1, 3, *SIZE))  # of which nothing can be said
     assert not [w for w in recwarn if "the same everywhere" in str(w.message)]
 
 

@@ -75,7 +75,7 @@ def find_grids(flow: Dataflow, logits: Op, network: str) -> list[Op]:
     later = {op for op in part if any(r in reductions and r is not op for r in _before(op, part))}
     first = [op for op in sorted(reductions - later, key=lambda op: op.index)]
     starts = list(dict.fromkeys(op.inputs[0] for op in first))
-    spatial = [op for op in starts if _is_spatial(op)]
+    spatial = [op for op in starts if _is_spatial(op) and not _is_pooled(flow, op)]
     if not starts or spatial != starts or len({op.grid.size for op in starts}) > 1:
         raise _undefined(network, logits, part, spatial)
     # All that the logits depend on in the affine part must come through the grids.
@@ -99,6 +99,12 @@ def _as_made(start: Op) -> Op:
 def _is_spatial(op: Op) -> bool:
     """Rows and columns are there still: a sequence of frames, each averaged before, is no grid."""
     return op.grid is not None and any(f.label in ("H", "W") for axis in op.axes for f in axis.factors)
+
+
+def _is_pooled(flow: Dataflow, op: Op) -> bool:
+    """A single place, because a pooling in front of something nonlinear has left one."""
+    pools = (r for r in flow.trunk(op) if r is not op and r.role in (Role.POOLS, Role.CHOOSES) and r.reduces())
+    return op.voxels == 1 and any(r.voxels == 1 < r.inputs[0].voxels for r in pools)
 
 
 def _before(op: Op, part: set[Op]) -> set[Op]:
