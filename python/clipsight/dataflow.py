@@ -186,11 +186,15 @@ _METHODS = {
     aten.new_full.default: "new_full",
 }
 _FUNCTIONS = {aten.zeros.default: torch.zeros, aten.full.default: torch.full, aten.ones.default: torch.ones}
+_RANGES = (aten.arange.default, aten.arange.start, aten.arange.start_step)
 
 
 def follow_sizes(graph: Graph) -> None:
     """The same for sizes that are computed; the last change of a graph, whose ops then have other names."""
     for node in graph.nodes:
+        if node.op == "call_function" and node.target in _RANGES and any(isinstance(a, Node) for a in node.args):
+            kept = {name: value for name, value in node.kwargs.items() if name in ("dtype", "device")}
+            node.target, node.kwargs = torch.arange, kept
         if node.op != "call_function" or not any(isinstance(a, (list, tuple)) for a in node.args):
             continue
         computed = any(isinstance(x, Node) for a in node.args if isinstance(a, (list, tuple)) for x in a)

@@ -11,6 +11,7 @@ import torch
 import clipsight
 import foreign_networks
 import foreign_oracles
+from clipsight.exporters.check import distance
 from foreign_networks import NETWORKS
 from gradient_networks import off
 
@@ -40,20 +41,23 @@ def test_a_file(name, form, tmp_path):
     if form in (foreign_networks.ONNX, foreign_networks.PLUGIN):
         pytest.importorskip("onnxruntime")
     known = foreign_oracles.Known(NETWORKS[name], torch.float32)
-    heads = [foreign_oracles.heads(known)[method] for method in known.facts.heads]
-    explained = clipsight.explain(known.given, heads, known.clip[:1], classes="input", **known.facts.options)
+    facts, clip, classes = known.facts, known.clip, known.classes[:, None]
+    methods = facts.in_files or facts.heads[: 2 if form == foreign_networks.PT2 else None]
+    heads = [foreign_oracles.heads(known)[method] for method in methods]
+    explained = clipsight.explain(known.given, heads, clip[:1], classes="input", **facts.options)
     suffix, plugin = foreign_networks.FORMS[form]
-    path = tmp_path / f"x{suffix}"
-    clipsight.export(explained, path, plugin=plugin)
+    clipsight.export(explained, tmp_path / f"x{suffix}", plugin=plugin)
+    file = clipsight.load(tmp_path / f"x{suffix}")
     with torch.inference_mode():
-        expected = dict(zip(explained.output_names, explained(known.clip, known.classes[:, None]), strict=True))
-        got = clipsight.load(path)(known.clip, known.classes[:, None])
-        logits = known.logits(known.clip)
-    assert off(got[0], logits) < 1e-4
-    for (output, wanted), result in zip(expected.items(), got, strict=True):
+        expected, got = explained(clip, classes), file(clip, classes)
+        others = explained(clip, classes.flip(0))
+        assert off(torch.as_tensor(got[0]), known.logits(clip)) < 1e-4
+    for output, wanted, result, other in zip(explained.output_names, expected, got, others, strict=True):
         result = torch.as_tensor(result)
-        if wanted.is_floating_point():
-            root = (result.double() - wanted).square().mean().sqrt() / wanted.double().square().mean().sqrt()
-            assert root < 1e-3, output
-        else:
+        if not wanted.is_floating_point():
             assert (result != wanted).float().mean() <= 2e-2, output
+            continue
+        # Rounding closes gates that another way to compute leaves open, so a map may differ here and there.
+        assert distance(result, wanted) < (1e-4 if output in ("logits", "saliency_tube") else 2e-2), output
+        if output != "logits" and classes[0] != classes[1]:
+            assert distance(other, wanted) > 5e-2, output

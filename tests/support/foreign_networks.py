@@ -57,6 +57,7 @@ class Foreign:
         heads: the methods that must work.
         refused: method -> what must be in the error: the op that stands in the way, and which head would work.
         files: the formats that `make test-all` exports it to.
+        in_files: the methods in them; by default all that must work, or in a compiled package the first two.
         options: further arguments of `explain`.
         trained: the weights come with the package.
         dtype: float64 unless the network itself insists on another.
@@ -80,6 +81,7 @@ class Foreign:
     heads: tuple[str, ...] = ALL
     refused: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    in_files: tuple[str, ...] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     trained: bool = False
     dtype: torch.dtype = torch.float64
@@ -521,7 +523,7 @@ NETWORKS: dict[str, Foreign] = {
         images=True,
         files=(PT,),
     ),
-    "tsm": _pooled("timm", TemporalShift, (3, 4, 32, 32), "network.global_pool", files=(ONNX,)),
+    "tsm": _pooled("timm", TemporalShift, (3, 4, 32, 32), "network.global_pool", files=(PT,)),
     "lstm": Foreign("torch", Recurrent, (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(ONNX,)),
     "gru": Foreign("torch", partial(Recurrent, nn.GRU), (3, 4, 32, 32), cam="pool", heads=GRADIENTS, files=(PT,)),
     "multihead": _pooled(
