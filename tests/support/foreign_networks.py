@@ -498,7 +498,7 @@ NETWORKS: dict[str, Foreign] = {
         cam="global_pool",
         heads=GRADIENTS,
         refused={"saliency_tube": TUBE},
-        files=(ONNX,),
+        files=(),
     ),
     "timm_convnext": Foreign(
         "timm",
@@ -548,7 +548,7 @@ NETWORKS: dict[str, Foreign] = {
         low=0.0,
         high=1.0,
         dtype=torch.float32,
-        files=(PT,),
+        files=(),
     ),
     "fights": _pooled(
         "fight_detection",
