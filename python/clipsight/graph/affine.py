@@ -12,6 +12,7 @@ other weights at every place, and no rows.)
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,9 +50,9 @@ class Features:
     seen: Tensor | None
 
 
-def affine_part(flow: Dataflow, logits: Op) -> set[Op]:
-    """The ops in which the logits are affine, and the tensors that they are affine in."""
-    found, waiting = {logits}, [logits]
+def affine_part(end: Op) -> set[Op]:
+    """The ops in which a tensor is affine, itself the first, and the tensors that it is affine in."""
+    found, waiting = {end}, [end]
     while waiting:
         op = waiting.pop()
         if op.role.linear:
@@ -70,16 +71,16 @@ def find_grids(flow: Dataflow, logits: Op, network: str) -> list[Op]:
     Raises:
         AttachError: there is no reduction of a grid, or there are several that start from grids of other sizes.
     """
-    part = affine_part(flow, logits)
+    part = affine_part(logits)
     reductions = {op for op in part if op.role.linear and op.reduces()}
-    later = {op for op in part if any(r in reductions and r is not op for r in _before(op, part))}
-    first = [op for op in sorted(reductions - later, key=lambda op: op.index)]
+    later = {op for op in reductions if not reductions.isdisjoint(affine_part(op) - {op})}
+    first = sorted(reductions - later, key=lambda op: op.index)
     starts = list(dict.fromkeys(op.inputs[0] for op in first))
     spatial = [op for op in starts if _is_spatial(op) and not _is_pooled(flow, op)]
     if not starts or spatial != starts or len({op.grid.size for op in starts}) > 1:
         raise _undefined(network, logits, part, spatial)
     # All that the logits depend on in the affine part must come through the grids.
-    if not all(_comes_through(op, starts, part) for op in part):
+    if not _all_come_through(starts, part):
         raise _undefined(network, logits, part, [])
     layers = [op for op in part if op.role is Role.WEIGHS and op not in starts and flow.ancestors(op) & {*starts}]
     starts = starts if layers or len(starts) > 1 else [_in_front_of_classes(starts[0], part)]
@@ -107,28 +108,19 @@ def _is_pooled(flow: Dataflow, op: Op) -> bool:
     return op.voxels == 1 and any(r.voxels == 1 < r.inputs[0].voxels for r in pools)
 
 
-def _before(op: Op, part: set[Op]) -> set[Op]:
-    """Those of a part that an op depends on through the part alone."""
-    found, waiting = set(), [op]
-    while waiting:
-        current = waiting.pop()
-        for before in current.inputs if current.role.linear else ():
-            if before in part and before not in found:
-                found.add(before)
-                waiting.append(before)
-    return found
-
-
-def _comes_through(op: Op, starts: Sequence[Op], part: set[Op]) -> bool:
-    """Whether an op of the part is one of the starts, in front of one, or depends on them alone."""
-    if op in starts or any(op in _before(start, part) for start in starts):
-        return True
-    return op.role.linear and bool(op.inputs) and all(_comes_through(before, starts, part) for before in op.inputs)
+def _all_come_through(starts: Sequence[Op], part: set[Op]) -> bool:
+    """Whether every op of the part is one of the starts, in front of one, or depends on them alone."""
+    known = set().union(*map(affine_part, starts))
+    for op in sorted(part - known, key=lambda op: op.index):
+        if not op.role.linear or not op.inputs or not known.issuperset(op.inputs):
+            return False
+        known.add(op)
+    return True
 
 
 def _in_front_of_classes(start: Op, part: set[Op]) -> Op:
     """Where the classifier stands in front of the pooling, what it reads, and not its grid of classes."""
-    op, found = start, start
+    op = start
     while op.role.linear and len(op.inputs) == 1 and op.inputs[0] in part:
         if op.role is Role.WEIGHS:
             same = op.inputs[0].grid is not None and op.inputs[0].grid.size == op.grid.size and _is_pointwise(op)
@@ -136,7 +128,7 @@ def _in_front_of_classes(start: Op, part: set[Op]) -> Op:
         if op.role not in (Role.MOVES, Role.SCALES):
             return start
         op = op.inputs[0]
-    return found
+    return start
 
 
 def _is_pointwise(op: Op) -> bool:
@@ -195,7 +187,7 @@ def find_rows(module: GraphModule, flow: Dataflow, logits: Op, starts: Sequence[
     for op in sorted(flow.ancestors(logits), key=lambda op: -op.index):
         weight = _parameter_of(op)
         if weight is not None and weight.meta["val"].numel() == classes * channels:
-            rows = _value(module, weight).detach().flatten(1)
+            rows = operator.attrgetter(weight.target)(module).detach().flatten(1)
             if torch.allclose(probes @ rows.double().cpu(), sums, rtol=1e-3, atol=1e-3 * float(sums.abs().amax())):
                 return Features(tuple(starts), size, channels, weight, rows, seen)
     together = max(1, _BYTES // (8 * channels * math.prod(size)))
@@ -210,13 +202,6 @@ def _parameter_of(op: Op) -> Node | None:
     weight = op.node.args[1]
     shape = weight.meta["val"].shape
     return weight if shape[0] * shape[1] == shape.numel() else None
-
-
-def _value(module: GraphModule, node: Node) -> Tensor:
-    value = module
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return value
 
 
 def _between(module: GraphModule, flow: Dataflow, starts: Sequence[Op], logits: Op) -> Callable[[Tensor], Tensor]:

@@ -129,7 +129,7 @@ def _pools(op: Op) -> bool:
 def _ends_the_grid(flow: Dataflow, op: Op, grid: Op) -> bool:
     """Whether an op takes the places of a grid together; steps that only move them may come before."""
     while op.role is Role.MOVES and not op.reduces() and len(op.inputs) == 1:
-        if not any(label for label in [op.grid]) or op.grid.channels != grid.grid.channels:
+        if op.grid is None or op.grid.channels != grid.grid.channels:
             return False  # flattened into channels
         users = [user for user in flow if op in user.inputs]
         if len(users) != 1:
